@@ -1,0 +1,1 @@
+"""Networks that a :class:`posteriori.NetworkDenoiser` can wrap."""

@@ -1,0 +1,143 @@
+r"""The any-size photo network: a fully convolutional U-Net without attention and without statistics over space.
+
+What a pixel becomes depends on its neighbourhood alone, so any image size works and tiles agree with the whole. The
+image enters at half resolution with its 2x2 blocks as channels (pixel unshuffle): most work is done where it is cheap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from posteriori.denoise import Conditioning
+
+__all__ = ["PhotoNet"]
+
+
+class _ChannelNorm(nn.Module):
+    """Root-mean-square norm over the channels of every pixel by itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6).to(x.dtype)
+        return x * scale * self.gain.to(x.dtype).view(1, -1, 1, 1)
+
+
+class _Block(nn.Module):
+    """Residual block: norm, convolution, modulation by the noise levels, SiLU, convolution."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.norm = _ChannelNorm(channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulation(embedding).to(x.dtype)[:, :, None, None].chunk(2, 1)
+        h = self.first(functional.silu(self.norm(x)))
+        return x + self.second(functional.silu(h * (1 + scale) + shift))
+
+
+class PhotoNet(nn.Module):
+    """``F(inputs, c_noise, conditioning)`` for images of any size from 1x1 on.
+
+    Args:
+        image_channels: channels of the image.
+        channels: width at 1/2, 1/4, 1/8, ... of the resolution.
+        blocks: residual blocks at every level, on the way down and again on the way up.
+        embedding: width of the embedding of the two noise levels.
+
+    Shape:
+        ``inputs`` and both parts of the conditioning ``(B, image_channels, H, W)``, ``c_noise`` ``(B,)``; the output is
+        like ``inputs``. Sides that are not multiples of ``stride`` are padded by replication and cropped again.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 3,
+        channels: Sequence[int] = (64, 96, 128, 160),
+        blocks: Sequence[int] = (2, 2, 2, 2),
+        embedding: int = 256,
+    ) -> None:
+        super().__init__()
+        if len(channels) != len(blocks) or not channels:
+            raise ValueError("channels and blocks need one entry per level")
+        self.config = {
+            "image_channels": image_channels,
+            "channels": list(channels),
+            "blocks": list(blocks),
+            "embedding": embedding,
+        }
+        self.register_buffer("frequencies", torch.exp(torch.linspace(math.log(0.25), math.log(16.0), 16)))
+        self.embed = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+        self.stem = nn.Conv2d(3 * image_channels * 4, channels[0], 3, padding=1)
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
+        self.shrink = nn.ModuleList()
+        self.grow = nn.ModuleList()
+        for level, (width, count) in enumerate(zip(channels, blocks, strict=True)):
+            self.down.append(nn.ModuleList(_Block(width, embedding) for _ in range(count)))
+            self.up.append(nn.ModuleList(_Block(width, embedding) for _ in range(count)))
+            if level + 1 < len(channels):
+                self.shrink.append(nn.Conv2d(width, channels[level + 1], 2, stride=2))
+                self.grow.append(nn.Conv2d(channels[level + 1], width * 4, 1))
+        self.head_norm = _ChannelNorm(channels[0])
+        self.head = nn.Conv2d(channels[0], image_channels * 4, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    def stride(self) -> int:
+        """Sides that are multiples of this need no padding; shifts by multiples of it commute with the network."""
+        return int(2 ** len(self.down))
+
+    @property
+    def receptive_radius(self) -> int:
+        """Pixels further away than this (in either axis) cannot influence an output pixel."""
+        radius, scale = 1 * 2 + 2, 2  # stem and its unshuffle
+        for level, blocks in enumerate(self.down):
+            radius += 2 * 2 * len(blocks) * scale  # two 3x3 convolutions a block, down and up
+            if level + 1 < len(self.down):
+                radius += 2 * scale
+            scale *= 2
+        return radius + 2
+
+    def forward(self, inputs: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
+        h, w = inputs.shape[-2:]
+        x = torch.cat([inputs, conditioning.channels().to(inputs)], 1)
+        bottom, right = -h % self.stride, -w % self.stride
+        x = functional.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
+        if inputs.is_cpu or inputs.is_cuda:
+            x = x.contiguous(memory_format=torch.channels_last)
+        log_sigma_y = conditioning.sigma_y.clamp_min(1e-4).log() / 4
+        labels = torch.stack([c_noise, log_sigma_y], 1).float()
+        angles = (labels[:, :, None] * self.frequencies * math.pi).flatten(1)
+        embedding = self.embed(torch.cat([angles.cos(), angles.sin()], 1))
+
+        x = self.stem(functional.pixel_unshuffle(x, 2))
+        skips = []
+        for level, blocks in enumerate(self.down):
+            for block in blocks:
+                x = block(x, embedding)
+            if level + 1 < len(self.down):
+                skips.append(x)
+                x = self.shrink[level](x)
+        for level in reversed(range(len(self.up))):
+            if level + 1 < len(self.up):
+                x = skips[level] + functional.pixel_shuffle(self.grow[level](x), 2)
+            for block in self.up[level]:
+                x = block(x, embedding)
+        x = functional.pixel_shuffle(self.head(functional.silu(self.head_norm(x))), 2)
+        return x[..., :h, :w]

@@ -1,0 +1,369 @@
+r"""Denoisers, and how a network becomes one.
+
+A denoiser answers ``E[x_0 | x_t, y]``. With an exact prior (:mod:`posteriori.priors`) the answer is exact; a network
+is wrapped so that the function it has to learn is well scaled. A backbone denoises ``u = x_t/alpha_t`` at noise
+``q = sigma_t/alpha_t`` as
+
+    D_0(u; q) = c_skip(q) u + c_out(q) F(c_in(q) u, c_noise(q)),
+
+    EDM             s^2/(q^2+s^2)   q s/sqrt(q^2+s^2)    1/sqrt(q^2+s^2)
+    epsilon (VP)    1               -q                   1/sqrt(1+q^2)
+    v (VP)          1/(1+q^2)       -q/sqrt(1+q^2)       1/sqrt(1+q^2)
+    flow            1/(1+q)         -q/(1+q)             1/(1+q)
+    x_0             0               1                    1/sqrt(1+q^2)
+
+The pivot has the anisotropic noise ``Q = Sigma*^(1/2)``, a function of ``A^T A``. Preconditionings:
+
+    spectral   c_skip(Q) mu* + c_out(Q) F([c_in(Q) mu*, x_lin/s, diagonal])     the matrix where the backbone has a scalar
+    scalar     mu*_(q^2 c/(1-c)) + c_out(q) F([c_in(q) x_t/alpha_t, x_lin/s, diagonal]),  c = c_skip(q)     one solve
+    paper      c_skip(q) mu* + c_out(q) F([c_in(q) mu*, x_y/s, diagonal])       the EPS paper's D(mu*, y, t)
+    palette    c_skip(q) u + c_out(q) F([c_in(q) u, x_y/s, diagonal])           the baseline: no pivot
+
+``x_lin`` is the linear estimate from ``(x_t, y)``, ``x_y`` that from ``y`` alone; ``mu*_v`` is the linear estimate under
+the prior ``N(0, v I)``, which is ``c_skip(q) u`` when ``A = 0``. In every form ``A = 0`` gives ``D_0`` exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from posteriori.operators.base import LinearOperator, Scalar, SpectralFunction, per_sample
+from posteriori.pivot import linear_estimate, noise_variance, pivot, sample_generator
+from posteriori.schedule import Schedule
+
+Parametrization = Literal["edm", "epsilon", "v", "flow", "x_0"]
+Preconditioning = Literal["spectral", "scalar", "paper", "palette"]
+
+__all__ = ["Conditioning", "Denoiser", "ExactPosterior", "NetworkDenoiser", "Posterior", "Scaling"]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """``p(x_0 | x_t, y)`` through its mean, and what follows from it.
+
+    Attributes:
+        mean: ``E[x_0 | x_t, y]``, shape of ``x_t``.
+        x_t: the noisy signal.
+        alpha_t, sigma_t: its scales, broadcastable to it.
+    """
+
+    mean: Tensor
+    x_t: Tensor
+    alpha_t: Tensor
+    sigma_t: Tensor
+
+    @property
+    def noise(self) -> Tensor:
+        """``E[noise | x_t, y]``."""
+        return (self.x_t - self.alpha_t * self.mean) / self.sigma_t
+
+    @property
+    def score(self) -> Tensor:
+        """``grad log p(x_t | y) = (alpha_t E[x_0 | x_t, y] - x_t) / sigma_t^2`` (EPS paper, theorem 1)."""
+        return (self.alpha_t * self.mean - self.x_t) / self.sigma_t**2
+
+
+class Denoiser(nn.Module, ABC):
+    """Anything that knows ``E[x_0 | x_t, y]`` on a schedule: an exact prior or a network."""
+
+    schedule: Schedule
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Scalar, A: LinearOperator, y: Tensor, sigma_y: Scalar) -> Posterior:
+        """Posterior of ``x_0`` given ``x_t`` at time ``t`` and the measurement.
+
+        Args:
+            x_t: ``(B, *signal)``.
+            t: time, one number or one per sample ``(B,)``.
+            A, y, sigma_y: the measurement ``y = A x_0 + sigma_y noise``.
+        """
+
+    def __call__(self, x_t: Tensor, t: Scalar, A: LinearOperator, y: Tensor, sigma_y: Scalar) -> Posterior:
+        result: Posterior = super().__call__(x_t, t, A, y, sigma_y)
+        return result
+
+    def scales(self, x_t: Tensor, t: Scalar) -> tuple[Tensor, Tensor]:
+        """``(alpha_t, sigma_t)`` of shape ``(B or 1, 1, ...)``. Computed in float64: a flow's ``1 - t`` cancels."""
+        time = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
+        return per_sample(self.schedule.alpha(time), x_t), per_sample(self.schedule.sigma(time), x_t)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """``c_skip, c_out, c_in`` of a parametrisation (table in the module's head), elementwise in ``q``.
+
+    Attributes:
+        kind: what the network predicts.
+        data_std: ``s``, the standard deviation of the data (EDM's sigma_data).
+    """
+
+    kind: Parametrization = "edm"
+    data_std: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("edm", "epsilon", "v", "flow", "x_0"):
+            raise ValueError(f"unknown parametrization {self.kind!r}: choose edm, epsilon, v, flow or x_0")
+
+    def skip(self, q: Tensor) -> Tensor:
+        s = self.data_std
+        match self.kind:
+            case "edm":
+                return s**2 / (q**2 + s**2)
+            case "epsilon":
+                return torch.ones_like(q)
+            case "v":
+                return 1 / (1 + q**2)
+            case "flow":
+                return 1 / (1 + q)
+            case _:
+                return torch.zeros_like(q)
+
+    def out(self, q: Tensor) -> Tensor:
+        s = self.data_std
+        match self.kind:
+            case "edm":
+                return q * s * torch.rsqrt(q**2 + s**2)
+            case "epsilon":
+                return -q
+            case "v":
+                return -q * torch.rsqrt(1 + q**2)
+            case "flow":
+                return -q / (1 + q)
+            case _:
+                return torch.ones_like(q)
+
+    def input(self, q: Tensor) -> Tensor:
+        match self.kind:
+            case "edm":
+                return torch.rsqrt(q**2 + self.data_std**2)
+            case "flow":
+                return 1 / (1 + q)
+            case _:
+                return torch.rsqrt(1 + q**2)
+
+    def skip_prior_std(self, q: Tensor) -> Tensor:
+        """``v^(1/2)`` with ``v/(v + q^2) = c_skip(q)``: the Gaussian prior whose estimate from ``x_t`` is the skip."""
+        match self.kind:
+            case "edm":
+                return torch.full_like(q, self.data_std)
+            case "epsilon":
+                return torch.full_like(q, math.inf)
+            case "v":
+                return torch.ones_like(q)
+            case "flow":
+                return q.sqrt()
+            case _:
+                return torch.zeros_like(q)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a backbone may know beside its main input; every part has the batch first.
+
+    Attributes:
+        linear: linear estimate over the data's standard deviation, shape of the signal.
+        diagonal: square root of the pixel diagonal of ``(Lambda + I/s^2)^-1`` over ``s``: in [0, 1], how uncertain
+            every entry is under a Gaussian prior (for inpainting: the mask). Shape of the signal.
+        sigma_y: measurement noise, shape ``(B,)``.
+    """
+
+    linear: Tensor
+    diagonal: Tensor
+    sigma_y: Tensor
+
+    def channels(self) -> Tensor:
+        """``[linear, diagonal]`` along dimension 1."""
+        return torch.cat([self.linear, self.diagonal], 1)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One evaluation before the network: ``mean = skip + out(F(inputs, c_noise, conditioning))``.
+
+    ``variance`` is the mean of the diagonal of ``c_out(Q)^2``, shape ``(B,)``: the size of the error to expect.
+    """
+
+    skip: Tensor
+    inputs: Tensor
+    c_noise: Tensor
+    conditioning: Conditioning
+    out: Callable[[Tensor], Tensor]
+    variance: Tensor
+
+
+class NetworkDenoiser(Denoiser):
+    """A network as a denoiser of pivots.
+
+    Args:
+        backbone: ``F(inputs, c_noise, conditioning) -> (B, *signal)``; ``inputs`` has the signal's shape, ``c_noise``
+            shape ``(B,)``, ``conditioning`` is a :class:`Conditioning` that a plain backbone may ignore.
+        schedule: interpolant it is sampled on.
+        scaling: what the network predicts and the data's standard deviation.
+        preconditioning: ``"spectral"`` (default), ``"scalar"``, ``"paper"`` or ``"palette"``; see the module's head.
+        c_noise: noise label of the network as a function of ``q`` (float64 in, any shape): by default
+            ``log(q)/4``, EDM's.
+        sigma_y_range: measurement noise the network was trained for; others give an error from
+            :class:`ExactPosterior`. ``None`` allows all.
+
+    Raises:
+        ValueError: on an unknown preconditioning.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        schedule: Schedule,
+        scaling: Scaling | None = None,
+        preconditioning: Preconditioning = "spectral",
+        c_noise: Callable[[Tensor], Tensor] | None = None,
+        sigma_y_range: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if preconditioning not in ("spectral", "scalar", "paper", "palette"):
+            raise ValueError(
+                f"unknown preconditioning {preconditioning!r}: choose 'spectral', 'scalar', 'paper' or 'palette'"
+            )
+        self.backbone = backbone
+        self.schedule = schedule
+        self.scaling = scaling or Scaling()
+        self.preconditioning = preconditioning
+        self.c_noise = c_noise or (lambda q: q.log() / 4)
+        self.sigma_y_range = sigma_y_range
+
+    def prepare(self, x_t: Tensor, t: Scalar, A: LinearOperator, y: Tensor, sigma_y: Scalar) -> Prepared:
+        """Everything of an evaluation but the network, so that different operators can share one network call."""
+        time = torch.as_tensor(t, dtype=torch.float64, device=x_t.device).expand(x_t.shape[0])
+        alpha, sigma = self.schedule.alpha(time), self.schedule.sigma(time)
+        q = sigma / alpha
+        scales = {"alpha_t": alpha, "sigma_t": sigma, "sigma_y": sigma_y}
+        c, s = self.scaling, self.scaling.data_std
+        variance = noise_variance(A, x_t, **scales)
+
+        def of_noise(function: Callable[[Tensor], Tensor]) -> SpectralFunction:
+            return lambda lam: function(variance(lam).sqrt())
+
+        q_b = per_sample(q, x_t)
+        u = x_t / per_sample(alpha, x_t)
+        prior = Scaling("edm", s)
+        # The variance left by measurement, x_t and the Gaussian prior: c_out(Q)^2 of EDM.
+        diagonal = A.spectral_diagonal(of_noise(lambda v: prior.out(v) ** 2), x_t).clamp_min(0).expand(x_t.shape)
+        if self.preconditioning in ("spectral", "scalar"):
+            linear = linear_estimate(x_t, y, A, **scales, prior_std=s)
+        else:
+            linear = _estimate_from_measurement(y, A, x_t, sigma_y, s)
+
+        out: Callable[[Tensor], Tensor]
+        if self.preconditioning == "spectral":
+            mu = pivot(x_t, y, A, **scales)
+            inputs = A.spectral(of_noise(c.input), mu)
+            if c.kind == "edm":
+                skip = linear  # c_skip(Q) mu* in one well-conditioned solve
+            elif c.kind == "x_0":
+                skip = torch.zeros_like(x_t)
+            else:
+                skip = mu if c.kind == "epsilon" else A.spectral(of_noise(c.skip), mu)
+            out = (lambda f: f) if c.kind == "x_0" else (lambda f: A.spectral(of_noise(c.out), f))
+        else:
+            out = lambda f: c.out(q_b) * f  # noqa: E731
+            if self.preconditioning == "scalar":
+                inputs = c.input(q_b) * u
+                skip = (
+                    torch.zeros_like(x_t)
+                    if c.kind == "x_0"
+                    else linear_estimate(x_t, y, A, **scales, prior_std=c.skip_prior_std(q))
+                )
+            else:
+                centre = pivot(x_t, y, A, **scales) if self.preconditioning == "paper" else u
+                inputs, skip = c.input(q_b) * centre, c.skip(q_b) * centre
+        s_y = torch.as_tensor(sigma_y, device=x_t.device).to(x_t.dtype).expand(x_t.shape[0])
+        conditioning = Conditioning(linear / s, diagonal.sqrt() / s, s_y)
+        return Prepared(skip, inputs, self.c_noise(q).to(x_t.dtype), conditioning, out, diagonal.flatten(1).mean(1))
+
+    def forward(self, x_t: Tensor, t: Scalar, A: LinearOperator, y: Tensor, sigma_y: Scalar) -> Posterior:
+        p = self.prepare(x_t, t, A, y, sigma_y)
+        prediction = self.backbone(p.inputs, p.c_noise, p.conditioning).to(x_t.dtype)
+        return Posterior(p.skip + p.out(prediction), x_t, *self.scales(x_t, t))
+
+
+def _estimate_from_measurement(y: Tensor, A: LinearOperator, like: Tensor, sigma_y: Scalar, s: float) -> Tensor:
+    """Linear estimate from ``y`` alone. It tends to ``A^+ y`` as sigma_y -> 0; ``A^+ y`` itself would amplify the
+    noise of a blur without bound."""
+    nothing = torch.zeros_like(like)
+    return linear_estimate(nothing, y, A, alpha_t=0.0, sigma_t=1.0, sigma_y=sigma_y, prior_std=s)
+
+
+class ExactPosterior:
+    """``p(x_0 | y)`` of a linear inverse problem, through the exact posterior score.
+
+    Args:
+        denoiser: an exact prior or a trained network.
+        A: the operator.
+        y: measurements ``(B, *measurement)``.
+        sigma_y: standard deviation of their noise, in the units of the signal (images in [-1, 1]); one number or one
+            per sample ``(B,)``. 0 is allowed where ``A`` has a stable pseudo-inverse.
+
+    Raises:
+        ValueError: when ``y`` or ``sigma_y`` is not finite, or ``sigma_y`` is negative or outside the range the network
+            was trained for.
+    """
+
+    def __init__(self, denoiser: Denoiser, A: LinearOperator, y: Tensor, sigma_y: Scalar) -> None:
+        if not bool(torch.isfinite(y).all()):
+            raise ValueError("the measurement holds NaN or infinite values: mask those entries out instead")
+        s = torch.as_tensor(sigma_y, dtype=torch.float64)
+        if not bool(torch.isfinite(s).all()) or bool((s < 0).any()):
+            raise ValueError("sigma_y must be finite and not negative")
+        if s.numel() not in (1, y.shape[0]):
+            raise ValueError(f"{s.numel()} values of sigma_y do not fit a batch of {y.shape[0]} measurements")
+        allowed = getattr(denoiser, "sigma_y_range", None)
+        if allowed and bool(((s > 0) & (s < allowed[0] * 0.999) | (s > allowed[1] * 1.001)).any()):
+            raise ValueError(
+                f"this model was trained for sigma_y in [{allowed[0]:g}, {allowed[1]:g}] (images in [-1, 1]), "
+                f"got {float(s.max()):g}: use another model, or the nearest value it knows"
+            )
+        self.denoiser, self.A, self.y, self.sigma_y = denoiser, A, y, sigma_y
+        self.shape = (y.shape[0], *A.signal_shape(y.shape[1:]))
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoiser.schedule
+
+    def denoise(self, x_t: Tensor, t: Scalar) -> Posterior:
+        """``p(x_0 | x_t, y)``: one evaluation of the network."""
+        return self.denoiser(x_t, t, self.A, self.y, self.sigma_y)
+
+    def score(self, x_t: Tensor, t: Scalar) -> Tensor:
+        """``grad log p(x_t | y)``, exact up to the denoiser's own error."""
+        return self.denoise(x_t, t).score
+
+    @torch.no_grad()
+    def mean(self, seed: int = 0) -> Tensor:
+        """``E[x_0 | y]``, the minimum mean squared error estimate, by one evaluation at the largest noise.
+
+        Args:
+            seed: of the noise that stands for ``x_t``, of which the answer is all but independent.
+        """
+        t = self.schedule.t_max
+        sigma = self.schedule.sigma(torch.tensor(t, dtype=torch.float64))
+        rows = [torch.randn(self.shape[1:], generator=sample_generator(seed, i)) for i in range(self.shape[0])]
+        return self.denoise(torch.stack(rows).to(self.y) * float(sigma), t).mean
+
+    def expand(self, n: int) -> ExactPosterior:
+        """The same problem ``n`` times in one batch, sample-major: entry ``k * B + b`` is copy ``k`` of sample ``b``.
+
+        Raises:
+            ValueError: when the operator's own parameters are tied to the batch size.
+        """
+        if self.A.samples(len(self.shape)) is not None:
+            raise ValueError("an operator with one parameter set per sample cannot be expanded")
+        sigma_y = self.sigma_y
+        if isinstance(sigma_y, Tensor) and sigma_y.numel() > 1:
+            sigma_y = sigma_y.repeat(n)
+        return ExactPosterior(self.denoiser, self.A, self.y.repeat(n, *[1] * (self.y.ndim - 1)), sigma_y)

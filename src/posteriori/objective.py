@@ -1,0 +1,121 @@
+r"""The EPS objective: regress ``x_0`` on its pivot (EPS paper, algorithm 1).
+
+    x_0 ~ data,  (A, sigma_y, t) ~ tasks,   y = A x_0 + sigma_y noise,   x_t = alpha_t x_0 + sigma_t noise'
+    loss = w |D(mu*, y, t) - x_0|^2
+
+The weight is the inverse of the error to expect, ``w = n / tr c_out(Q)^2``: every draw then counts alike however much
+the measurement leaves open, and with ``A = 0`` it is EDM's weight ``1/c_out(sigma)^2`` (Karras et al. 2022, table 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from posteriori.denoise import Conditioning, NetworkDenoiser, Prepared
+from posteriori.operators.base import LinearOperator
+from posteriori.pivot import measure
+from posteriori.schedule import Schedule
+
+__all__ = ["NoiseLevels", "Problem", "eps_loss"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Signals that share the structure of their operator.
+
+    Attributes:
+        x_0: ``(B, *signal)``.
+        A: the operator, possibly with per-sample parameters.
+        sigma_y: ``(B,)``.
+    """
+
+    x_0: Tensor
+    A: LinearOperator
+    sigma_y: Tensor
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """Distribution of ``q = sigma_t/alpha_t`` in training: log-normal as EDM's, and a share spread over the high noise
+    where the posterior mean is made.
+
+    Attributes:
+        mean, std: of ``log q`` (EDM: -1.2, 1.2).
+        high_share: share of samples drawn log-uniformly from ``[high_low, q_max]``.
+        top_share: share of samples at the schedule's largest noise exactly, where one evaluation is E[x_0 | y].
+        high_low: lower end of the high noise.
+    """
+
+    mean: float = -1.0
+    std: float = 1.4
+    high_share: float = 0.2
+    top_share: float = 0.1
+    high_low: float = 1.0
+
+    def draw(self, n: int, schedule: Schedule, generator: torch.Generator | None = None) -> Tensor:
+        """``n`` times, float64, within the schedule's ``[t_min, t_max]``."""
+        low, high = schedule.ratio(torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)).tolist()
+        z = torch.randn(n, generator=generator, dtype=torch.float64)
+        v = torch.rand(n, generator=generator, dtype=torch.float64)
+        pick = torch.rand(n, generator=generator, dtype=torch.float64)
+        q = (self.mean + self.std * z).exp()
+        uniform = self.high_low * (high / self.high_low) ** v
+        q = torch.where(pick < self.high_share + self.top_share, uniform, q)
+        q = torch.where(pick < self.top_share, torch.full_like(q, high), q)
+        return schedule.time(q.clamp(low, high)).clamp(schedule.t_min, schedule.t_max)
+
+
+def eps_loss(
+    denoiser: NetworkDenoiser,
+    problems: Sequence[Problem],
+    levels: NoiseLevels,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Loss of one batch; problems with different operators share one network evaluation.
+
+    Args:
+        denoiser: the network being trained (any preconditioning, Palette's included).
+        problems: groups of signals of one shape.
+        levels: distribution of the noise.
+        generator: of the noise levels (the noise itself comes from PyTorch's global generator).
+
+    Returns:
+        The mean loss, and the loss of every sample in the order of the groups, detached.
+    """
+    prepared: list[Prepared] = []
+    with torch.no_grad():
+        for p in problems:
+            t = denoiser_times(denoiser, p, levels, generator)
+            alpha, sigma = denoiser.scales(p.x_0, t)
+            x_t = alpha * p.x_0 + sigma * torch.randn_like(p.x_0)
+            y = measure(p.A, p.x_0, p.sigma_y)
+            prepared.append(denoiser.prepare(x_t, t, p.A, y, p.sigma_y))
+    conditioning = Conditioning(
+        torch.cat([p.conditioning.linear for p in prepared]),
+        torch.cat([p.conditioning.diagonal for p in prepared]),
+        torch.cat([p.conditioning.sigma_y for p in prepared]),
+    )
+    prediction = denoiser.backbone(
+        torch.cat([p.inputs for p in prepared]), torch.cat([p.c_noise for p in prepared]), conditioning
+    ).float()
+    losses = []
+    start = 0
+    for problem, p in zip(problems, prepared, strict=True):
+        size = problem.x_0.shape[0]
+        mean = p.skip + p.out(prediction[start : start + size])
+        error = (mean - problem.x_0).square().flatten(1).mean(1)
+        losses.append(error / p.variance)
+        start += size
+    per_sample_loss = torch.cat(losses)
+    return per_sample_loss.mean(), per_sample_loss.detach()
+
+
+def denoiser_times(
+    denoiser: NetworkDenoiser, problem: Problem, levels: NoiseLevels, generator: torch.Generator | None
+) -> Tensor:
+    """Times for the samples of a problem, on their device."""
+    return levels.draw(problem.x_0.shape[0], denoiser.schedule, generator).to(problem.x_0.device)

@@ -1,0 +1,42 @@
+"""Linear operators with exact solves. See :mod:`posteriori.operators.base` for the protocol."""
+
+from posteriori.operators.base import KrylovOperator, LinearOperator, SpectralOperator, per_sample
+from posteriori.operators.checking import CheckRow, OperatorCheckError, check, report
+from posteriori.operators.convolution import (
+    Blur,
+    Downsampling,
+    GaussianBlur,
+    PaddedConvolution,
+    gaussian_taps,
+    motion_kernel,
+)
+from posteriori.operators.custom import Callable
+from posteriori.operators.dense import Matrix
+from posteriori.operators.diagonal import Identity, Inpainting, Nothing, Weighting
+from posteriori.operators.fourier import CircularConvolution
+from posteriori.operators.kronecker import Separable
+
+__all__ = [
+    "Blur",
+    "Callable",
+    "CheckRow",
+    "CircularConvolution",
+    "Downsampling",
+    "GaussianBlur",
+    "Identity",
+    "Inpainting",
+    "KrylovOperator",
+    "LinearOperator",
+    "Matrix",
+    "Nothing",
+    "OperatorCheckError",
+    "PaddedConvolution",
+    "Separable",
+    "SpectralOperator",
+    "Weighting",
+    "check",
+    "gaussian_taps",
+    "motion_kernel",
+    "per_sample",
+    "report",
+]

@@ -1,0 +1,101 @@
+r"""Circular convolution: ``A = F^* diag(K) F``, so ``V = F^*`` (unitary Fourier transform) and ``lam = |K|^2``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from posteriori.operators.base import SpectralFunction, SpectralOperator
+
+__all__ = ["CircularConvolution"]
+
+
+class CircularConvolution(SpectralOperator):
+    """Convolution of the last dimensions of a signal with a kernel, wrapping around its borders.
+
+    Args:
+        kernel: real tensor whose dimensions are the convolved ones (``(k,)`` for 1-D signals, ``(kh, kw)`` for
+            images, any number for volumes); its centre is entry ``size // 2``. With ``per_sample`` the batch comes
+            first: ``(B, kh, kw)``.
+        per_sample: whether the first dimension of ``kernel`` is the batch.
+
+    Raises:
+        ValueError: when the kernel is empty or not finite.
+    """
+
+    def __init__(self, kernel: Tensor, *, per_sample: bool = False) -> None:
+        k = torch.as_tensor(kernel)
+        k = k if k.is_floating_point() else k.float()
+        if k.numel() == 0 or not bool(torch.isfinite(k).all()):
+            raise ValueError("a blur kernel must be finite and not empty")
+        self.kernel = k if per_sample else k.unsqueeze(0)
+        self.axes = tuple(range(-(self.kernel.ndim - 1), 0))
+        # A memo of transfer functions by size and precision: derived from the kernel alone.
+        self._transfer: dict[tuple[object, ...], Tensor] = {}
+
+    @property
+    def solver(self) -> str:
+        return "exact (fft)"
+
+    def samples(self, ndim: int) -> int | None:
+        return self.kernel.shape[0] if self.kernel.shape[0] > 1 else None
+
+    def _shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(shape[i] for i in self.axes)
+
+    def transfer(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """``K``, complex, shape ``(B or 1, 1, ..., *rfft sizes)`` for signals of ``shape`` (with batch)."""
+        sizes = self._shape(shape)
+        if self.kernel.shape[0] not in (1, shape[0]):
+            raise ValueError(
+                f"{self.kernel.shape[0]} kernels do not fit a batch of {shape[0]}: give one for each sample"
+            )
+        real = like.real.dtype if like.is_complex() else like.dtype
+        key = (sizes, len(shape), real, like.device)
+        if key not in self._transfer:
+            if any(k > n for k, n in zip(self.kernel.shape[1:], sizes, strict=True)):
+                raise ValueError(
+                    f"a kernel of {tuple(self.kernel.shape[1:])} does not fit a signal of {sizes}: crop the kernel"
+                )
+            padded = self.kernel.new_zeros(self.kernel.shape[0], *sizes, dtype=torch.float64)
+            padded[(slice(None), *[slice(0, k) for k in self.kernel.shape[1:]])] = self.kernel.double()
+            shifts = [-(k // 2) for k in self.kernel.shape[1:]]
+            padded = torch.roll(padded, shifts, self.axes)
+            k = torch.fft.rfftn(padded, dim=self.axes)
+            k = k.reshape(k.shape[0], *[1] * (len(shape) - k.ndim), *k.shape[1:])
+            self._transfer[key] = k.to(device=like.device, dtype=_complex(real))
+        return self._transfer[key]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.signal(self.transfer(x.shape, x) * self.coefficients(x), x.shape)
+
+    def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(measurement_shape)
+
+    def eigenvalues(self, like: Tensor) -> Tensor:
+        k = self.transfer(like.shape, like)
+        return k.real**2 + k.imag**2
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        return torch.fft.rfftn(x, dim=self.axes, norm="ortho")
+
+    def signal(self, c: Tensor, like_shape: Sequence[int]) -> Tensor:
+        return torch.fft.irfftn(c, s=self._shape(like_shape), dim=self.axes, norm="ortho")
+
+    def adjoint_coefficients(self, y: Tensor) -> Tensor:
+        return self.transfer(y.shape, y).conj() * self.coefficients(y)
+
+    def spectral_diagonal(self, f: SpectralFunction, like: Tensor) -> Tensor:
+        values = f(self.eigenvalues(like))
+        weight = torch.full((values.shape[-1],), 2.0, dtype=values.dtype, device=values.device)
+        weight[0] = 1  # the halved transform keeps these columns once
+        if like.shape[-1] % 2 == 0:
+            weight[-1] = 1
+        return (values * weight).sum(self.axes, keepdim=True) / math.prod(self._shape(like.shape))
+
+
+def _complex(real: torch.dtype) -> torch.dtype:
+    return torch.complex128 if real == torch.float64 else torch.complex64

@@ -1,0 +1,244 @@
+r"""Noise schedules: the interpolant every other module speaks of.
+
+    x_t = alpha_t x_0 + sigma_t noise,    noise ~ N(0, I)                (EPS paper, section 2)
+
+A schedule is the pair of functions ``(alpha_t, sigma_t)`` of time ``t``, which grows with the noise.
+Dividing by ``alpha_t`` shows the only quantity that matters, the noise-to-signal ratio
+
+    q_t = sigma_t / alpha_t,    u = x_t / alpha_t = x_0 + q_t noise,
+
+a strictly increasing function of ``t``; ``time(q)`` is its inverse. Four interpolants:
+
+    VE (EDM)         alpha = 1                     sigma = t
+    VP (linear)      alpha = exp(-B(t)/2)          sigma = sqrt(1 - alpha^2),  B = beta_min t + (beta_max - beta_min) t^2/2
+    VP (cosine)      alpha = cos(c t) up to scale  sigma = sqrt(1 - alpha^2)
+    rectified flow   alpha = 1 - t                 sigma = t
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Spacing = Literal["karras", "log", "uniform"]
+
+__all__ = ["VE", "VP", "CosineVP", "RectifiedFlow", "Schedule", "schedule_from_config"]
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """``(alpha_t, sigma_t)`` of an interpolant, its inverse and its default time grids."""
+
+    @property
+    @abstractmethod
+    def t_min(self) -> float:
+        """Smallest time at which a denoiser is evaluated (the grid then steps to noise 0)."""
+
+    @property
+    @abstractmethod
+    def t_max(self) -> float:
+        """Largest time: where sampling starts."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal scale at times ``t`` (any shape)."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise standard deviation at times ``t`` (any shape)."""
+
+    @abstractmethod
+    def time(self, q: Tensor) -> Tensor:
+        """Time at which ``sigma_t / alpha_t`` equals ``q`` (any shape): the inverse of :meth:`ratio`."""
+
+    def ratio(self, t: Tensor) -> Tensor:
+        """Noise-to-signal ratio ``q_t = sigma_t / alpha_t``."""
+        return self.sigma(t) / self.alpha(t)
+
+    def grid(self, steps: int, spacing: Spacing = "karras", rho: float = 7.0) -> Tensor:
+        """Decreasing times ``t_0 = t_max > ... > t_steps = 0`` (float64, shape ``(steps + 1,)``).
+
+        The last time carries no noise in any of the interpolants; the one before it is ``t_min``
+        when ``steps > 1``.
+
+        Args:
+            steps: number of steps, at least 1.
+            spacing: ``"karras"`` is uniform in ``q^(1/rho)`` (Karras et al. 2022, eq. 5), ``"log"`` uniform in
+                ``log q`` (log-SNR), ``"uniform"`` uniform in ``t``.
+            rho: exponent of ``"karras"``.
+
+        Raises:
+            ValueError: on fewer than one step or an unknown spacing.
+        """
+        if steps < 1:
+            raise ValueError(f"a time grid needs at least 1 step, got {steps}: ask for more evaluations")
+        x = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
+        ends = torch.tensor([self.t_max, self.t_min], dtype=torch.float64)
+        if spacing == "uniform":
+            t = ends[0] + x * (ends[1] - ends[0])
+        elif spacing == "karras":
+            high, low = self.ratio(ends) ** (1 / rho)
+            t = self.time((high + x * (low - high)) ** rho)
+        elif spacing == "log":
+            high, low = self.ratio(ends).log()
+            t = self.time((high + x * (low - high)).exp())
+        else:
+            raise ValueError(f"unknown spacing {spacing!r}: choose 'karras', 'log' or 'uniform'")
+        t[0] = self.t_max  # the inverse may round
+        return torch.cat([t, t.new_zeros(1)])
+
+    def config(self) -> dict[str, object]:
+        """Plain description, read back by :func:`schedule_from_config`."""
+        return {"kind": type(self).__name__, **self.__dict__}
+
+
+@dataclass(frozen=True)
+class VE(Schedule):
+    """Variance exploding (EDM): ``alpha = 1``, ``sigma = t`` in ``[sigma_min, sigma_max]``."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
+
+    @property
+    def t_min(self) -> float:
+        return self.sigma_min
+
+    @property
+    def t_max(self) -> float:
+        return self.sigma_max
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def time(self, q: Tensor) -> Tensor:
+        return q
+
+
+@dataclass(frozen=True)
+class _VariancePreserving(Schedule):
+    """``alpha^2 + sigma^2 = 1``: subclasses give ``log alpha``."""
+
+    @abstractmethod
+    def log_alpha(self, t: Tensor) -> Tensor: ...
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()  # expm1: sigma is accurate near t = 0
+
+    def ratio(self, t: Tensor) -> Tensor:
+        return torch.expm1(-2 * self.log_alpha(t)).sqrt()
+
+
+@dataclass(frozen=True)
+class VP(_VariancePreserving):
+    """Variance preserving with ``beta(t)`` linear on ``t`` in (0, 1] (Song et al. 2021, appendix C).
+
+    DDPM's 1000 discrete steps with ``beta`` from 1e-4 to 0.02 approximate it on the grid ``t = (i + 1) / 1000``.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    start: float = 1e-4
+
+    @property
+    def t_min(self) -> float:
+        return self.start
+
+    @property
+    def t_max(self) -> float:
+        return 1.0
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return -0.5 * (self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2)
+
+    def time(self, q: Tensor) -> Tensor:
+        b = torch.log1p(q**2)  # = beta_min t + (beta_max - beta_min) t^2 / 2
+        return 2 * b / (self.beta_min + (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b).sqrt())
+
+
+@dataclass(frozen=True)
+class CosineVP(_VariancePreserving):
+    """Variance preserving with ``alpha_t = cos(c(t)) / cos(c(0))``, ``c(t) = pi/2 (t + s)/(1 + s)``
+    (Nichol & Dhariwal 2021, eq. 17); sampling starts at ``stop`` because ``alpha`` vanishes at 1."""
+
+    s: float = 0.008
+    start: float = 1e-4
+    stop: float = 0.992
+
+    @property
+    def t_min(self) -> float:
+        return self.start
+
+    @property
+    def t_max(self) -> float:
+        return self.stop
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        scale = math.pi / 2 / (1 + self.s)
+        return torch.cos((t + self.s) * scale).log() - math.log(math.cos(self.s * scale))
+
+    def time(self, q: Tensor) -> Tensor:
+        scale = math.pi / 2 / (1 + self.s)
+        alpha = torch.rsqrt(1 + q**2)
+        return torch.acos(alpha * math.cos(self.s * scale)) / scale - self.s
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(Schedule):
+    """Linear interpolant ``alpha = 1 - t``, ``sigma = t`` (Liu et al. 2023; Lipman et al. 2023).
+
+    At ``t = 1`` the signal is gone and the pivot does not exist, so the grid starts at ``stop``, just below.
+    """
+
+    start: float = 1e-3
+    stop: float = 0.999
+
+    @property
+    def t_min(self) -> float:
+        return self.start
+
+    @property
+    def t_max(self) -> float:
+        return self.stop
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def time(self, q: Tensor) -> Tensor:
+        return q / (1 + q)
+
+
+_KINDS: dict[str, type[Schedule]] = {c.__name__: c for c in (VE, VP, CosineVP, RectifiedFlow)}
+
+
+def schedule_from_config(config: dict[str, object]) -> Schedule:
+    """Inverse of :meth:`Schedule.config`.
+
+    Raises:
+        ValueError: on an unknown kind or parameter.
+    """
+    parameters = dict(config)
+    kind = parameters.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(f"unknown schedule {kind!r}: choose one of {', '.join(_KINDS)}")
+    try:
+        return _KINDS[str(kind)](**parameters)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ValueError(f"bad parameters for schedule {kind}: {error}") from None
