@@ -10,9 +10,11 @@ Dividing by ``alpha_t`` shows the only quantity that matters, the noise-to-signa
 a strictly increasing function of ``t``; ``time(q)`` is its inverse. Four interpolants:
 
     VE (EDM)         alpha = 1                     sigma = t
-    VP (linear)      alpha = exp(-B(t)/2)          sigma = sqrt(1 - alpha^2),  B = beta_min t + (beta_max - beta_min) t^2/2
+    VP (linear)      alpha = exp(-B(t)/2)          sigma = sqrt(1 - alpha^2)
     VP (cosine)      alpha = cos(c t) up to scale  sigma = sqrt(1 - alpha^2)
     rectified flow   alpha = 1 - t                 sigma = t
+
+with ``B(t) = beta_min t + (beta_max - beta_min) t^2 / 2``.
 """
 
 from __future__ import annotations
@@ -154,6 +156,13 @@ class VP(_VariancePreserving):
     beta_max: float = 20.0
     start: float = 1e-4
 
+    def __post_init__(self) -> None:
+        if not (0 < self.start < 1 and 0 <= self.beta_min <= self.beta_max and self.beta_max > 0):
+            raise ValueError(
+                f"need 0 < start < 1 and 0 <= beta_min <= beta_max with 0 < beta_max, got {self.start}, "
+                f"{self.beta_min} and {self.beta_max}"
+            )
+
     @property
     def t_min(self) -> float:
         return self.start
@@ -179,6 +188,10 @@ class CosineVP(_VariancePreserving):
     start: float = 1e-4
     stop: float = 0.992
 
+    def __post_init__(self) -> None:
+        if not (0 < self.start < self.stop < 1 and 0 <= self.s < 1):
+            raise ValueError(f"need 0 < start < stop < 1 and 0 <= s < 1, got {self.start}, {self.stop} and {self.s}")
+
     @property
     def t_min(self) -> float:
         return self.start
@@ -189,7 +202,9 @@ class CosineVP(_VariancePreserving):
 
     def log_alpha(self, t: Tensor) -> Tensor:
         scale = math.pi / 2 / (1 + self.s)
-        return torch.cos((t + self.s) * scale).log() - math.log(math.cos(self.s * scale))
+        # cos(a + b) / cos(a) = 1 - (2 sin^2(b/2) + tan(a) sin(b)): exactly 1 at t = 0, and accurate near it
+        b = t * scale
+        return torch.log1p(-(2 * torch.sin(b / 2) ** 2 + math.tan(self.s * scale) * torch.sin(b)))
 
     def time(self, q: Tensor) -> Tensor:
         scale = math.pi / 2 / (1 + self.s)
@@ -206,6 +221,10 @@ class RectifiedFlow(Schedule):
 
     start: float = 1e-3
     stop: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start < self.stop < 1:
+            raise ValueError(f"need 0 < start < stop < 1 (the signal is gone at 1), got {self.start} and {self.stop}")
 
     @property
     def t_min(self) -> float:
