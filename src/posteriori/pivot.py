@@ -158,7 +158,7 @@ def noise_variance(
         alpha, sigma = per_sample(alpha_t, reference), per_sample(sigma_t, reference)
         s_y = per_sample(sigma_y, reference)
         numerator, denominator = sigma**2 * s_y**2, alpha**2 * s_y**2 + sigma**2 * lam
-        unseen = (s_y == 0) & (lam <= A.null_tolerance)
+        unseen = (s_y == 0) & A.unseen(lam)
         regular = numerator / torch.where(unseen, torch.ones_like(denominator), denominator)
         return torch.where(unseen, (sigma / alpha) ** 2, regular)
 

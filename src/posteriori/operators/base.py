@@ -12,12 +12,14 @@ With ``A^T A = V diag(lam) V^T``:
 coefficient: summed in signal space first, float32 rounding of the one would leak into the null space of ``A``.
 :class:`KrylovOperator` needs ``A`` and ``A^T`` only, solves iteratively, and knows its error.
 
-Operators are immutable: calling one never changes it. Per-sample parameters (one mask or kernel per sample) carry the
-batch as their first dimension; scalars that differ per sample (``a``, ``b``, ``sigma_y``) are tensors of shape ``(B,)``.
+Operators are immutable: calling one never changes it. Per-sample parameters (one mask or kernel per sample) carry
+the batch as their first dimension; scalars that differ per sample (``a``, ``b``, ``sigma_y``) are tensors of shape
+``(B,)``.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -32,7 +34,7 @@ Scalar = float | Tensor
 SpectralFunction = Callable[[Tensor], Tensor]
 F = TypeVar("F", bound=Callable[..., Any])
 
-__all__ = ["KrylovOperator", "LinearOperator", "Scalar", "SpectralOperator", "per_sample"]
+__all__ = ["KrylovOperator", "LinearOperator", "Scalar", "SpectralOperator", "full_precision", "per_sample"]
 
 
 @overload
@@ -51,8 +53,9 @@ def per_sample(value: Scalar | None, like: Tensor) -> Tensor | None:
     """
     if value is None:
         return None
-    v = torch.as_tensor(value, device=like.device)
-    v = v.to(like.real.dtype if like.is_complex() else like.dtype)
+    # Straight to the target's precision: by way of PyTorch's default a Python float would lose half its digits.
+    dtype = like.real.dtype if like.is_complex() else like.dtype
+    v = torch.as_tensor(value, dtype=dtype, device=like.device)
     if v.numel() not in (1, like.shape[0]) or (v.ndim > 0 and v.numel() != v.shape[0]):
         raise ValueError(
             f"a per-sample value of shape {tuple(v.shape)} does not fit a batch of {like.shape[0]}: "
@@ -61,7 +64,7 @@ def per_sample(value: Scalar | None, like: Tensor) -> Tensor | None:
     return v.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _full_precision(function: F) -> F:
+def full_precision(function: F) -> F:
     """Run a solve in float32 or better whatever autocast says: half precision would drown the measurement."""
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -69,12 +72,19 @@ def _full_precision(function: F) -> F:
             half = isinstance(v, Tensor) and v.dtype in (torch.float16, torch.bfloat16)
             return v.float() if half else v
 
-        device = next((v.device.type for v in args if isinstance(v, Tensor)), "cpu")
+        # a per-sample scalar may be on the CPU beside signals that are not
+        devices = (v.device.type for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        device = next((d for d in devices if d != "cpu"), "cpu")
         with torch.autocast(device, enabled=False):
             return function(*map(lift, args), **{k: lift(v) for k, v in kwargs.items()})
 
     wrapped.__doc__, wrapped.__name__ = function.__doc__, function.__name__
     return wrapped  # type: ignore[return-value]
+
+
+def _largest(lam: Tensor) -> Tensor:
+    """Largest entry of every sample, shaped to broadcast against ``lam``."""
+    return lam.amax(tuple(range(1, lam.ndim)), keepdim=True)
 
 
 class LinearOperator(ABC):
@@ -99,6 +109,7 @@ class LinearOperator(ABC):
     def forward(self, x: Tensor) -> Tensor:
         """``A x`` for ``x`` of shape ``(B, *signal)``."""
 
+    @full_precision
     def __call__(self, x: Tensor) -> Tensor:
         return self.forward(x)
 
@@ -151,12 +162,12 @@ class LinearOperator(ABC):
 
     def null_projection(self, v: Tensor) -> Tensor:
         """``(I - A^+ A) v``, the part of ``v`` that ``A`` does not see."""
-        return self.spectral(lambda lam: (lam <= self.null_tolerance).to(v.dtype), v)
+        return self.spectral(lambda lam: self.unseen(lam).to(lam.dtype), v)
 
-    @property
-    def null_tolerance(self) -> float:
-        """Eigenvalues of ``A^T A`` up to this count as zero."""
-        return 1e-10
+    def unseen(self, lam: Tensor) -> Tensor:
+        """Which eigenvalues of ``A^T A`` count as zero: those up to 1e-10 of the sample's largest, so that neither the
+        units of the measurement nor the other samples of a batch decide what ``A`` sees."""
+        return lam <= 1e-10 * _largest(lam)
 
     def observed(self, y: Tensor) -> Tensor | None:
         """1 where an entry of ``y`` is a measurement and 0 where it is filler, broadcastable to ``y``;
@@ -204,11 +215,11 @@ class SpectralOperator(LinearOperator):
     def _x_shape(self, y: Tensor) -> tuple[int, ...]:
         return (y.shape[0], *self.signal_shape(y.shape[1:]))
 
-    @_full_precision
+    @full_precision
     def adjoint(self, y: Tensor) -> Tensor:
         return self.signal(self.adjoint_coefficients(y), self._x_shape(y)).to(y.dtype)
 
-    @_full_precision
+    @full_precision
     def gram_solve(
         self, a: Scalar, b: Scalar, x: Tensor | None = None, y: Tensor | None = None, *, unit: Scalar = 1.0
     ) -> Tensor:
@@ -228,27 +239,28 @@ class SpectralOperator(LinearOperator):
         lam = self.eigenvalues(like.new_empty(1).expand(shape))
         return self.signal(c / (per_sample(a, c) + per_sample(b, c) * lam), shape).to(like.dtype)
 
-    @_full_precision
+    @full_precision
     def spectral(self, f: SpectralFunction, v: Tensor) -> Tensor:
         return self.signal(f(self.eigenvalues(v)) * self.coefficients(v), v.shape).to(v.dtype)
 
-    @_full_precision
+    @full_precision
     def pinv(self, y: Tensor) -> Tensor:
         shape = self._x_shape(y)
         lam = self.eigenvalues(y.new_empty(1).expand(shape))
         self._check_pinv(lam)
-        kept = lam > self.null_tolerance
+        unseen = self.unseen(lam)
         c = self.adjoint_coefficients(y)
-        kept_c = torch.where(kept, c / lam.clamp_min(self.null_tolerance), torch.zeros_like(c))
-        return self.signal(kept_c, shape).to(y.dtype)
+        seen_c = torch.where(unseen, torch.zeros_like(c), c / torch.where(unseen, torch.ones_like(lam), lam))
+        return self.signal(seen_c, shape).to(y.dtype)
 
     def _check_pinv(self, lam: Tensor) -> None:
         """The ratio of the largest to the smallest kept singular value bounds how much ``A^+`` amplifies."""
-        kept = lam[lam > self.null_tolerance]
-        if kept.numel() and float((kept.max() / kept.min()).sqrt()) > 1e4:
+        smallest = -_largest(torch.where(self.unseen(lam), -math.inf, -lam))
+        condition = float((_largest(lam) / smallest).max().sqrt())  # 0 where nothing is kept
+        if condition > 1e4:
             raise ValueError(
-                f"{self.describe()} has no stable pseudo-inverse (condition number "
-                f"{float((kept.max() / kept.min()).sqrt()):.1e}): give a positive sigma_y instead of 0"
+                f"{self.describe()} has no stable pseudo-inverse (condition number {condition:.1e}): "
+                "give a positive sigma_y instead of 0"
             )
 
 
@@ -298,7 +310,7 @@ class KrylovOperator(LinearOperator):
         assert given is not None
         return Solution(solution.x.to(given.dtype), solution.iterations, solution.bound, solution.converged)
 
-    @_full_precision
+    @full_precision
     def gram_solve(
         self, a: Scalar, b: Scalar, x: Tensor | None = None, y: Tensor | None = None, *, unit: Scalar = 1.0
     ) -> Tensor:
@@ -313,7 +325,7 @@ class KrylovOperator(LinearOperator):
             )
         return solution.x
 
-    @_full_precision
+    @full_precision
     def spectral(self, f: SpectralFunction, v: Tensor) -> Tensor:
         """``f(A^T A) v`` by the Lanczos process with full reorthogonalisation (Saad 1992).
 
@@ -321,8 +333,10 @@ class KrylovOperator(LinearOperator):
         """
         w = v.to(self.solve_dtype)
         norm = w.flatten(1).norm(dim=1)
-        q = w / per_sample(norm.clamp_min(1e-300), w)
+        tiny, vanishing = torch.finfo(w.dtype).tiny, 1e4 * torch.finfo(w.dtype).eps
+        q = w / per_sample(norm.clamp_min(tiny), w)
         basis, diagonal, off = [q], [], []
+        scale = torch.zeros_like(norm)  # size of A^T A, as far as seen
         for _ in range(min(self.krylov_dimension, v[0].numel())):
             w = self.gram(basis[-1])
             diagonal.append((w * basis[-1]).flatten(1).sum(1))
@@ -332,9 +346,10 @@ class KrylovOperator(LinearOperator):
                 w = w - torch.bmm(stacked.transpose(1, 2), overlap).reshape(w.shape)
             beta = w.flatten(1).norm(dim=1)
             off.append(beta)
+            scale = torch.maximum(scale, torch.maximum(diagonal[-1], beta))
             # A vanishing beta means an invariant subspace: a zero vector then adds nothing.
-            keep = beta > 1e-12 * norm.clamp_min(1e-300)
-            basis.append(torch.where(per_sample(keep, w) > 0, w / per_sample(beta.clamp_min(1e-300), w), 0 * w))
+            keep = beta > vanishing * scale
+            basis.append(torch.where(per_sample(keep, w) > 0, w / per_sample(beta.clamp_min(tiny), w), 0 * w))
             if not bool(keep.any()):
                 break
         k = len(diagonal)

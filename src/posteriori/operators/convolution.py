@@ -31,6 +31,8 @@ def gaussian_taps(sigma: float, taps: int | None = None) -> tuple[float, ...]:
     """
     if not (sigma > 0 and math.isfinite(sigma)):
         raise ValueError(f"a Gaussian blur needs a positive width in pixels, got {sigma}")
+    if taps is not None and (taps < 1 or taps % 2 == 0):
+        raise ValueError(f"a Gaussian needs an odd number of taps to have a centre, got {taps}")
     radius = (taps - 1) // 2 if taps else max(1, math.ceil(4 * sigma))
     values = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]
     return tuple(v / sum(values) for v in values)
@@ -67,16 +69,27 @@ def motion_kernel(size: int = 61, intensity: float = 0.5, seed: int = 0) -> Tens
     return (kernel / kernel.sum()).float()
 
 
+_PADDING = {"reflect": "reflect", "replicate": "replicate", "zero": "constant"}  # torch's names
+
+
 class PaddedConvolution(KrylovOperator):
     """Convolution of the last two dimensions with any kernel after padding the borders.
 
     Args:
         kernel: ``(kh, kw)``, centre at entry ``size // 2``.
         boundary: ``"reflect"``, ``"replicate"`` or ``"zero"``.
+
+    Raises:
+        ValueError: on an unusable kernel or boundary.
     """
 
     def __init__(self, kernel: Tensor, boundary: Boundary = "reflect") -> None:
-        self.kernel = torch.as_tensor(kernel).float()
+        k = torch.as_tensor(kernel)
+        if k.ndim != 2 or k.numel() == 0 or not bool(torch.isfinite(k).all()):
+            raise ValueError(f"a blur kernel is a finite (kh, kw) tensor, got shape {tuple(k.shape)}")
+        if boundary not in _PADDING:
+            raise ValueError(f"unknown boundary {boundary!r} for padding: choose one of {', '.join(_PADDING)}")
+        self.kernel = k if k.is_floating_point() else k.float()
         self.boundary: Boundary = boundary
         kh, kw = self.kernel.shape
         # torch order: left, right, top, bottom
@@ -87,9 +100,8 @@ class PaddedConvolution(KrylovOperator):
         h, w = x.shape[-2:]
         if self.boundary == "reflect" and (max(left, right) >= w or max(top, bottom) >= h):
             raise ValueError(f"a kernel of {tuple(self.kernel.shape)} is too large to reflect a {h}x{w} image: crop it")
-        mode = {"reflect": "reflect", "replicate": "replicate", "zero": "constant"}[self.boundary]
         flat = x.reshape(1, -1, h, w)
-        padded = functional.pad(flat, self._pad, mode=mode)
+        padded = functional.pad(flat, self._pad, mode=_PADDING[self.boundary])
         sizes = padded.shape[-2:]
         # circular correlation of the padded image equals the convolution wherever the kernel does not wrap
         transfer = torch.fft.rfftn(self.kernel.to(padded), s=sizes)
@@ -113,7 +125,7 @@ def _separate(kernel: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]] | N
     u, s, vt = torch.linalg.svd(kernel.double())
     if s.numel() > 1 and float(s[1]) > 1e-6 * float(s[0]):
         return None
-    sign = torch.sign(u[:, 0].sum())
+    sign = 1.0 if float(u[:, 0].sum()) >= 0 else -1.0  # never 0: the taps of a derivative sum to 0
     root = float(s[0]) ** 0.5
     return tuple((sign * root * u[:, 0]).tolist()), tuple((sign * root * vt[0]).tolist())
 
@@ -189,8 +201,8 @@ def Downsampling(  # noqa: N802
         if taps is None:
             raise ValueError("this downsampling filter is not separable; blur with Blur and decimate by composition")
         return Separable(
-            ConvolutionAxis(taps[0], boundary, factor),
-            ConvolutionAxis(taps[1], boundary, factor),
+            ConvolutionAxis(taps[0], boundary, int(factor)),
+            ConvolutionAxis(taps[1], boundary, int(factor)),
             f"Downsampling({factor}, {'x'.join(map(str, kernel.shape))} taps)",
         )
     if kernel not in ("box", "bicubic"):

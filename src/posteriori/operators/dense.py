@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from posteriori.operators.base import SpectralFunction, SpectralOperator
+from posteriori.operators.base import SpectralFunction, SpectralOperator, full_precision
 from posteriori.operators.kronecker import AxisFactors
 
 __all__ = ["Matrix"]
@@ -41,7 +41,8 @@ class Matrix(SpectralOperator):
 
     @cached_property
     def _svd(self) -> AxisFactors:
-        return AxisFactors.of(self.matrix)
+        with torch.inference_mode(False):  # what is kept must serve training too
+            return AxisFactors.of(self.matrix)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.matrix.to(x).T
@@ -64,6 +65,7 @@ class Matrix(SpectralOperator):
     def adjoint_coefficients(self, y: Tensor) -> Tensor:
         return (y.flatten(1).double() @ self._svd.us.to(y.device)).reshape(y.shape[0], *self.shape)
 
+    @full_precision
     def spectral_diagonal(self, f: SpectralFunction, like: Tensor) -> Tensor:
         values = f(self.eigenvalues(like)).flatten(1)
         return (values @ (self._svd.v.to(like.device) ** 2).T).reshape(-1, *self.shape).to(like.dtype)

@@ -55,7 +55,9 @@ class CircularConvolution(SpectralOperator):
             )
         real = like.real.dtype if like.is_complex() else like.dtype
         key = (sizes, len(shape), real, like.device)
-        if key not in self._transfer:
+        if key in self._transfer:
+            return self._transfer[key]
+        with torch.inference_mode(False):  # what is kept must serve training too
             if any(k > n for k, n in zip(self.kernel.shape[1:], sizes, strict=True)):
                 raise ValueError(
                     f"a kernel of {tuple(self.kernel.shape[1:])} does not fit a signal of {sizes}: crop the kernel"
@@ -66,8 +68,10 @@ class CircularConvolution(SpectralOperator):
             padded = torch.roll(padded, shifts, self.axes)
             k = torch.fft.rfftn(padded, dim=self.axes)
             k = k.reshape(k.shape[0], *[1] * (len(shape) - k.ndim), *k.shape[1:])
-            self._transfer[key] = k.to(device=like.device, dtype=_complex(real))
-        return self._transfer[key]
+            k = k.to(device=like.device, dtype=_complex(real))
+        if not self.kernel.requires_grad:  # a kernel being fitted has a graph of its own at every call
+            self._transfer[key] = k
+        return k
 
     def forward(self, x: Tensor) -> Tensor:
         return self.signal(self.transfer(x.shape, x) * self.coefficients(x), x.shape)

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from posteriori.operators.base import SpectralFunction, SpectralOperator
+from posteriori.operators.base import SpectralFunction, SpectralOperator, full_precision
 
 Boundary = Literal["reflect", "replicate", "zero", "circular"]
 
@@ -99,7 +99,9 @@ class Separable(SpectralOperator):
     def _factors(self, axis: int, n: int, like: Tensor) -> tuple[Tensor, ...]:
         """``(matrix, V, U diag(s), s)`` of an axis, each ``(B or 1, 1, ..., rows, columns)``, cast to ``like``."""
         key = (axis, n, like.dtype, like.device, like.ndim)
-        if key not in self._cast:
+        if key in self._cast:
+            return self._cast[key]
+        with torch.inference_mode(False):  # what is kept must serve training too
             factors = [axis_factors(a, n) for a in self.axes[axis]]
             parts = []
             for name in ("matrix", "v", "us", "s"):
@@ -139,6 +141,7 @@ class Separable(SpectralOperator):
         us_h, us_w = self._pair(2, (y.shape[0], *self.signal_shape(y.shape[1:])), y)
         return us_h.mT @ y @ us_w
 
+    @full_precision
     def spectral_diagonal(self, f: SpectralFunction, like: Tensor) -> Tensor:
         v_h, v_w = self._pair(1, like.shape, like)
         return v_h**2 @ f(self.eigenvalues(like)) @ (v_w**2).mT
@@ -172,6 +175,8 @@ class ConvolutionAxis:
     stride: int = 1
 
     def matrix(self, n: int) -> Tensor:
+        if n % self.stride:
+            raise ValueError(f"{n} pixels are not a multiple of the factor {self.stride}: crop or pad first")
         k, m = len(self.taps), n // self.stride
         start = -((k - 1) // 2) if self.stride == 1 else (self.stride - k) // 2
         matrix = torch.zeros(m, n, dtype=torch.float64)
