@@ -14,13 +14,13 @@ is wrapped so that the function it has to learn is well scaled. A backbone denoi
 
 The pivot has the anisotropic noise ``Q = Sigma*^(1/2)``, a function of ``A^T A``. Preconditionings:
 
-    spectral   c_skip(Q) mu* + c_out(Q) F([c_in(Q) mu*, x_lin/s, diagonal])     the matrix where the backbone has a scalar
+    spectral   c_skip(Q) mu* + c_out(Q) F([c_in(Q) mu*, x_lin/s, diagonal])     the matrix in the scalar's place
     scalar     mu*_(q^2 c/(1-c)) + c_out(q) F([c_in(q) x_t/alpha_t, x_lin/s, diagonal]),  c = c_skip(q)     one solve
     paper      c_skip(q) mu* + c_out(q) F([c_in(q) mu*, x_y/s, diagonal])       the EPS paper's D(mu*, y, t)
     palette    c_skip(q) u + c_out(q) F([c_in(q) u, x_y/s, diagonal])           the baseline: no pivot
 
-``x_lin`` is the linear estimate from ``(x_t, y)``, ``x_y`` that from ``y`` alone; ``mu*_v`` is the linear estimate under
-the prior ``N(0, v I)``, which is ``c_skip(q) u`` when ``A = 0``. In every form ``A = 0`` gives ``D_0`` exactly.
+``x_lin`` is the linear estimate from ``(x_t, y)``, ``x_y`` that from ``y`` alone; ``mu*_v`` is the linear estimate
+under the prior ``N(0, v I)``, which is ``c_skip(q) u`` when ``A = 0``. In every form ``A = 0`` gives ``D_0`` exactly.
 """
 
 from __future__ import annotations
@@ -328,7 +328,9 @@ class ExactPosterior:
                 f"this model was trained for sigma_y in [{allowed[0]:g}, {allowed[1]:g}] (images in [-1, 1]), "
                 f"got {float(s.max()):g}: use another model, or the nearest value it knows"
             )
-        self.denoiser, self.A, self.y, self.sigma_y = denoiser, A, y, sigma_y
+        self.denoiser, self.A, self.y = denoiser, A, y
+        # one shape for the values of every sample, whichever of those that per_sample takes was given
+        self.sigma_y = sigma_y.reshape(-1) if isinstance(sigma_y, Tensor) and sigma_y.numel() > 1 else sigma_y
         self.shape = (y.shape[0], *A.signal_shape(y.shape[1:]))
 
     @property
