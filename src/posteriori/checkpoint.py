@@ -39,16 +39,17 @@ class CheckpointError(ValueError):
 def write_atomically(path: Path, data: bytes) -> None:
     """Write to a temporary name in the same folder, then rename: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -102,7 +103,7 @@ def save(denoiser: NetworkDenoiser, folder: str | Path, card: dict[str, Any], dt
     if missing:
         temporary.unlink()
         raise ValueError(f"the card lacks {', '.join(missing)}")
-    os.replace(temporary, weights)
+    temporary.replace(weights)
     write_atomically(folder / "model.json", (json.dumps(full, indent=1) + "\n").encode())
     return weights
 

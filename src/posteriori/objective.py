@@ -89,7 +89,7 @@ def eps_loss(
     prepared: list[Prepared] = []
     with torch.no_grad():
         for p in problems:
-            t = denoiser_times(denoiser, p, levels, generator)
+            t = levels.draw(p.x_0.shape[0], denoiser.schedule, generator).to(p.x_0.device)
             alpha, sigma = denoiser.scales(p.x_0, t)
             x_t = alpha * p.x_0 + sigma * torch.randn_like(p.x_0)
             y = measure(p.A, p.x_0, p.sigma_y)
@@ -104,18 +104,11 @@ def eps_loss(
     ).float()
     losses = []
     start = 0
-    for problem, p in zip(problems, prepared, strict=True):
+    for problem, parts in zip(problems, prepared, strict=True):
         size = problem.x_0.shape[0]
-        mean = p.skip + p.out(prediction[start : start + size])
+        mean = parts.skip + parts.out(prediction[start : start + size])
         error = (mean - problem.x_0).square().flatten(1).mean(1)
-        losses.append(error / p.variance)
+        losses.append(error / parts.variance)
         start += size
     per_sample_loss = torch.cat(losses)
     return per_sample_loss.mean(), per_sample_loss.detach()
-
-
-def denoiser_times(
-    denoiser: NetworkDenoiser, problem: Problem, levels: NoiseLevels, generator: torch.Generator | None
-) -> Tensor:
-    """Times for the samples of a problem, on their device."""
-    return levels.draw(problem.x_0.shape[0], denoiser.schedule, generator).to(problem.x_0.device)

@@ -258,6 +258,6 @@ def schedule_from_config(config: dict[str, object]) -> Schedule:
     if kind not in _KINDS:
         raise ValueError(f"unknown schedule {kind!r}: choose one of {', '.join(_KINDS)}")
     try:
-        return _KINDS[str(kind)](**parameters)  # type: ignore[arg-type]
+        return _KINDS[str(kind)](**parameters)
     except TypeError as error:
         raise ValueError(f"bad parameters for schedule {kind}: {error}") from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -186,7 +185,7 @@ class _RunState:
         tensors = {k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
         temporary = self.path.with_name(f".{self.path.name}.partial")
         save_file(tensors, temporary, metadata={"step": str(step)})
-        os.replace(temporary, self.path)
+        temporary.replace(self.path)
 
     def read(self, network: nn.Module, ema: list[Tensor], optimizer: torch.optim.Optimizer) -> int:
         from safetensors import safe_open
@@ -283,7 +282,7 @@ def train(
     photos = Photos(sources, recipe.augmentation)
     set_seed(recipe.seed)
     denoiser = build_denoiser(card_of(recipe, 0)).to(accelerator.device)
-    network = denoiser.backbone.to(memory_format=torch.channels_last)
+    network = denoiser.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
         network.parameters(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
     )

@@ -18,6 +18,11 @@ from posteriori.denoise import Conditioning
 __all__ = ["PhotoNet"]
 
 
+def _zero(layer: nn.Conv2d | nn.Linear) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class _ChannelNorm(nn.Module):
     """Root-mean-square norm over the channels of every pixel by itself."""
 
@@ -39,10 +44,8 @@ class _Block(nn.Module):
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * channels)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        _zero(self.modulation)
+        _zero(self.second)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding).to(x.dtype)[:, :, None, None].chunk(2, 1)
@@ -63,6 +66,10 @@ class PhotoNet(nn.Module):
         ``inputs`` and both parts of the conditioning ``(B, image_channels, H, W)``, ``c_noise`` ``(B,)``; the output is
         like ``inputs``. Sides that are not multiples of ``stride`` are padded by replication and cropped again.
     """
+
+    frequencies: Tensor
+    down: nn.ModuleList
+    up: nn.ModuleList
 
     def __init__(
         self,
@@ -95,8 +102,7 @@ class PhotoNet(nn.Module):
                 self.grow.append(nn.Conv2d(channels[level + 1], width * 4, 1))
         self.head_norm = _ChannelNorm(channels[0])
         self.head = nn.Conv2d(channels[0], image_channels * 4, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        _zero(self.head)
 
     @property
     def stride(self) -> int:
@@ -107,8 +113,8 @@ class PhotoNet(nn.Module):
     def receptive_radius(self) -> int:
         """Pixels further away than this (in either axis) cannot influence an output pixel."""
         radius, scale = 1 * 2 + 2, 2  # stem and its unshuffle
-        for level, blocks in enumerate(self.down):
-            radius += 2 * 2 * len(blocks) * scale  # two 3x3 convolutions a block, down and up
+        for level, stage in enumerate(self.down):
+            radius += 2 * 2 * len(list(stage.children())) * scale  # two 3x3 convolutions a block, down and up
             if level + 1 < len(self.down):
                 radius += 2 * scale
             scale *= 2
@@ -129,7 +135,7 @@ class PhotoNet(nn.Module):
         x = self.stem(functional.pixel_unshuffle(x, 2))
         skips = []
         for level, blocks in enumerate(self.down):
-            for block in blocks:
+            for block in blocks.children():
                 x = block(x, embedding)
             if level + 1 < len(self.down):
                 skips.append(x)
@@ -137,7 +143,7 @@ class PhotoNet(nn.Module):
         for level in reversed(range(len(self.up))):
             if level + 1 < len(self.up):
                 x = skips[level] + functional.pixel_shuffle(self.grow[level](x), 2)
-            for block in self.up[level]:
+            for block in self.up[level].children():
                 x = block(x, embedding)
         x = functional.pixel_shuffle(self.head(functional.silu(self.head_norm(x))), 2)
         return x[..., :h, :w]

@@ -189,6 +189,14 @@ class LinearOperator(ABC):
         return self.describe()
 
 
+def transpose(forward: Callable[[Tensor], Tensor], shape: Sequence[int], y: Tensor) -> Tensor:
+    """``A^T y`` of a linear function on signals ``(B, *shape)``, by automatic differentiation."""
+    with torch.enable_grad():
+        pull_back = torch.func.vjp(forward, y.new_zeros(y.shape[0], *shape))[1]
+    result: Tensor = pull_back(y)[0]
+    return result
+
+
 class SpectralOperator(LinearOperator):
     """An operator whose ``A^T A`` is diagonal in a basis that is cheap to change to.
 

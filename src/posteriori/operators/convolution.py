@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from posteriori.operators.base import KrylovOperator, LinearOperator
+from posteriori.operators.base import KrylovOperator, LinearOperator, transpose
 from posteriori.operators.fourier import CircularConvolution
 from posteriori.operators.kronecker import Boundary, ConvolutionAxis, ResamplingAxis, Separable
 
@@ -109,9 +109,7 @@ class PaddedConvolution(KrylovOperator):
         return full[..., sizes[0] - h :, sizes[1] - w :].reshape(x.shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        with torch.enable_grad():
-            _, pull_back = torch.func.vjp(self.forward, torch.zeros_like(y))
-        return pull_back(y)[0]
+        return transpose(self.forward, y.shape[1:], y)
 
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(measurement_shape)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from posteriori.operators.base import KrylovOperator
+from posteriori.operators.base import KrylovOperator, transpose
 
 __all__ = ["Callable"]
 
@@ -58,11 +58,7 @@ class Callable(KrylovOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         if self._adjoint is not None:
             return self._adjoint(y)
-        with torch.enable_grad():
-            _, pull_back = torch.func.vjp(
-                self._forward, torch.zeros(y.shape[0], *self.shape, dtype=y.dtype, device=y.device)
-            )
-        return pull_back(y)[0]
+        return transpose(self._forward, self.shape, y)
 
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return self.shape

@@ -35,6 +35,8 @@ class Axis(Protocol):
         """``n`` of the signal whose measurement has ``m`` entries."""
         ...
 
+    def __hash__(self) -> int: ...
+
 
 @dataclass(frozen=True)
 class AxisFactors:
