@@ -1,0 +1,1 @@
+"""Restoration methods to compare with, one short file each."""
