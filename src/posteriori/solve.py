@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Solution", "conjugate_gradients"]
+__all__ = ["Solution", "conjugate_gradients", "with_derivative"]
 
 
 @dataclass(frozen=True)
@@ -90,3 +91,28 @@ def conjugate_gradients(
         bound = bound_of(residual)
     bound = bound_of(rhs - apply(z)).reshape(-1)
     return Solution(z, iteration, bound, bound <= 2 * tolerance)
+
+
+class _Derivative(torch.autograd.Function):
+    @staticmethod
+    def forward(source: Tensor, linear: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.zeros_like(source)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.linear = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.linear(gradient), None
+
+
+def with_derivative(value: Tensor, source: Tensor, linear: Callable[[Tensor], Tensor]) -> Tensor:
+    """``value``, to first order in ``source`` a symmetric linear map of it, which alone is run to differentiate.
+
+    Iterations that stop when the answer is good enough have not converged in their derivative (a right-hand side of 0
+    takes none at all), and remembering every one of them costs memory.
+    """
+    if not (torch.is_grad_enabled() and source.requires_grad):
+        return value
+    return value + _Derivative.apply(source, linear)

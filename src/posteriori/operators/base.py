@@ -28,7 +28,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor
 
-from posteriori.solve import Solution, conjugate_gradients
+from posteriori.solve import Solution, conjugate_gradients, with_derivative
 
 Scalar = float | Tensor
 SpectralFunction = Callable[[Tensor], Tensor]
@@ -304,19 +304,29 @@ class KrylovOperator(LinearOperator):
         terms = [] if x is None else [x.to(dtype)]
         terms += [] if y is None else [self.adjoint(y.to(dtype))]
         rhs = sum(terms[1:], terms[0])
-        u = per_sample(unit, rhs)
-        solution = conjugate_gradients(
-            self.gram,
-            rhs,
-            per_sample(a, rhs),
-            per_sample(b, rhs),
-            unit=u,
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
-        )
+        a_, b_, u = per_sample(a, rhs), per_sample(b, rhs), per_sample(unit, rhs)
+        with torch.no_grad():
+            solution = conjugate_gradients(
+                self.gram, rhs, a_, b_, unit=u, tolerance=self.tolerance, max_iterations=self.max_iterations
+            )
+        z = solution.x
+        if torch.is_grad_enabled():
+            # z = z + M^-1 (rhs - M z): the residual, all but 0, carries the derivative of everything
+            z = with_derivative(z, rhs - a_ * z - b_ * self.gram(z), lambda g: self._solve_gradient(a_, b_, g))
         given = x if x is not None else y
         assert given is not None
-        return Solution(solution.x.to(given.dtype), solution.iterations, solution.bound, solution.converged)
+        return Solution(z.to(given.dtype), solution.iterations, solution.bound, solution.converged)
+
+    def _solve_gradient(self, a: Tensor, b: Tensor, g: Tensor) -> Tensor:
+        """``(a I + b A^T A)^-1 g`` to a small relative residual: a gradient has no units to be whitened in."""
+        size = per_sample(g.flatten(1).norm(dim=1).clamp_min(torch.finfo(g.dtype).tiny), g)
+        with torch.no_grad():
+            solution = conjugate_gradients(
+                self.gram, g / size, a, b, unit=1 / (a * g[0].numel()),
+                tolerance=min(self.tolerance, 1e-6), max_iterations=self.max_iterations,
+            )  # fmt: skip
+        z = solution.x * size
+        return with_derivative(z, g - a * z - b * self.gram(z), lambda h: self._solve_gradient(a, b, h))
 
     @full_precision
     def gram_solve(
@@ -337,15 +347,25 @@ class KrylovOperator(LinearOperator):
     def spectral(self, f: SpectralFunction, v: Tensor) -> Tensor:
         """``f(A^T A) v`` by the Lanczos process with full reorthogonalisation (Saad 1992).
 
-        Accuracy grows with ``krylov_dimension``; smooth ``f`` need few.
+        Accuracy grows with ``krylov_dimension``; smooth ``f`` need few. Differentiable in ``v`` and in what ``f``
+        holds, not in the operator's own parameters.
         """
-        w = v.to(self.solve_dtype)
+        basis, lam, vectors, norm = self._lanczos(v.detach().to(self.solve_dtype))
+        values = f(lam.reshape(*lam.shape, *[1] * (v.ndim - 2))).reshape(lam.shape)
+        weights = vectors @ (values.to(vectors) * vectors[:, 0, :]).unsqueeze(2)
+        result = torch.bmm(weights.transpose(1, 2), basis).reshape(v.shape)
+        result = (per_sample(norm, result) * result).to(v.dtype)
+        return with_derivative(result, v, lambda g: self.spectral(f, g))
+
+    @torch.no_grad()
+    def _lanczos(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Basis ``(B, k, n)``; eigenvalues and vectors of ``A^T A`` in it, ``(B, k)``, ``(B, k, k)``; norm of ``w``."""
         norm = w.flatten(1).norm(dim=1)
         tiny, vanishing = torch.finfo(w.dtype).tiny, 1e4 * torch.finfo(w.dtype).eps
         q = w / per_sample(norm.clamp_min(tiny), w)
         basis, diagonal, off = [q], [], []
         scale = torch.zeros_like(norm)  # size of A^T A, as far as seen
-        for _ in range(min(self.krylov_dimension, v[0].numel())):
+        for _ in range(min(self.krylov_dimension, w[0].numel())):
             w = self.gram(basis[-1])
             diagonal.append((w * basis[-1]).flatten(1).sum(1))
             stacked = torch.stack(basis, 1).flatten(2)  # (B, k, n)
@@ -366,10 +386,7 @@ class KrylovOperator(LinearOperator):
             side = torch.diag_embed(torch.stack(off[: k - 1], 1), 1)
             tridiagonal = tridiagonal + side + side.transpose(1, 2)
         lam, vectors = torch.linalg.eigh(tridiagonal)
-        values = f(lam.clamp_min(0).reshape(v.shape[0], k, *[1] * (v.ndim - 2))) if v.ndim > 1 else f(lam)
-        weights = vectors @ (values.reshape(v.shape[0], k).to(vectors) * vectors[:, 0, :]).unsqueeze(2)
-        result = torch.bmm(weights.transpose(1, 2), torch.stack(basis[:k], 1).flatten(2)).reshape(v.shape)
-        return (per_sample(norm, result) * result).to(v.dtype)
+        return torch.stack(basis[:k], 1).flatten(2), lam.clamp_min(0), vectors, norm
 
     def spectral_diagonal(self, f: SpectralFunction, like: Tensor) -> Tensor:
         """The mean of the diagonal, by Hutchinson's estimator with a fixed probe: constant over the signal."""

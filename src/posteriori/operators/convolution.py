@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from posteriori.operators.base import KrylovOperator, LinearOperator, transpose
+from posteriori.operators.base import KrylovOperator, LinearOperator, full_precision, transpose
 from posteriori.operators.fourier import CircularConvolution
 from posteriori.operators.kronecker import Boundary, ConvolutionAxis, ResamplingAxis, Separable
 
@@ -108,6 +108,7 @@ class PaddedConvolution(KrylovOperator):
         full = torch.fft.irfftn(torch.fft.rfftn(padded, dim=(-2, -1)) * transfer, s=sizes, dim=(-2, -1))
         return full[..., sizes[0] - h :, sizes[1] - w :].reshape(x.shape)
 
+    @full_precision
     def adjoint(self, y: Tensor) -> Tensor:
         return transpose(self.forward, y.shape[1:], y)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from posteriori.operators.base import KrylovOperator, transpose
+from posteriori.operators.base import KrylovOperator, full_precision, transpose
 
 __all__ = ["Callable"]
 
@@ -55,6 +55,7 @@ class Callable(KrylovOperator):
     def forward(self, x: Tensor) -> Tensor:
         return self._forward(x)
 
+    @full_precision
     def adjoint(self, y: Tensor) -> Tensor:
         if self._adjoint is not None:
             return self._adjoint(y)
