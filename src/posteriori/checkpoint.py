@@ -23,7 +23,7 @@ from posteriori.backbones.photo import PhotoNet
 from posteriori.denoise import NetworkDenoiser, Scaling
 from posteriori.schedule import schedule_from_config
 
-__all__ = ["CheckpointError", "bundled_models", "load", "read_card", "save", "write_atomically"]
+__all__ = ["CheckpointError", "bundled_models", "load", "locate", "read_card", "save", "write_atomically"]
 
 FORMAT = 1
 REQUIRED = (
@@ -122,7 +122,8 @@ def bundled_models() -> list[str]:
     return sorted(p.parent.name for p in folder.glob("*/model.json")) if folder.is_dir() else []
 
 
-def _locate(name: str | Path) -> Path:
+def locate(name: str | Path) -> Path:
+    """Folder of a model by bundled name, path or hub id."""
     if str(name) in bundled_models():
         return _bundled_folder() / str(name)
     path = Path(name)
@@ -153,7 +154,7 @@ def read_card(name: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: when the model or its card is missing, unreadable or incomplete.
     """
-    folder = _locate(name)
+    folder = locate(name)
     path = folder / "model.json"
     try:
         card = json.loads(path.read_text())
@@ -183,7 +184,7 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> NetworkDenoise
         CheckpointError: when something is missing, the file's hash is not the card's, or weights do not fit.
     """
     card = read_card(name)
-    weights = _locate(name) / "model.safetensors"
+    weights = locate(name) / "model.safetensors"
     if not weights.is_file():
         raise CheckpointError(f"{weights} is missing: copy the model again")
     if _hash(weights) != card["sha256"]:

@@ -1,0 +1,5 @@
+"""``python -m posteriori``."""
+
+from posteriori.cli import main
+
+main()

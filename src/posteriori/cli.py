@@ -1,0 +1,305 @@
+"""The command line. Nothing is computed here; heavy modules are imported by the command that needs them.
+
+Exit codes: 0 done; 1 a bug (with its traceback); 2 bad input, one line on stderr; 3 ``check`` found a failure;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from posteriori.operators.checking import CheckRow
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Restore photos by sampling the posterior of a linear inverse problem with a diffusion model. "
+    "sigma_y is always in the units of images in [-1, 1].",
+)
+
+# Errors that are the input's fault. They are looked up among the loaded modules: importing them would load torch.
+_INPUT_ERRORS = (
+    ("posteriori.images", "ImageError"),
+    ("posteriori.problems", "InputError"),
+    ("posteriori.loading", "OperatorError"),
+    ("posteriori.checkpoint", "CheckpointError"),
+    ("posteriori.train", "RecipeError"),
+)
+# click's base class of wrong usage, wherever this version of typer keeps click
+_USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+Seed = Annotated[int, typer.Option(help="Seed of masks, kernels, noise and samples.")]
+Model = Annotated[str, typer.Option(help="Bundled name, folder with model.safetensors and model.json, or hub id.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes a GPU when there is one.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores when left out.")]
+
+
+class UsageError(Exception):
+    """Bad input noticed here."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the ``posteriori`` command."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    try:
+        code = app(args=arguments, prog_name="posteriori", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted; finished results are kept, start again to continue", err=True)
+        return 130
+    except typer.Exit as error:
+        return int(error.exit_code)
+    except _USAGE_ERROR as error:
+        name = type(error).__name__
+        if name == "NoArgsIsHelpError":
+            typer.echo(error.format_message())
+            return 0
+        return _fail(f"{error.format_message()} (posteriori --help lists what there is)")
+    except Exception as error:
+        if is_input_error(error):
+            return _fail(str(error))
+        traceback.print_exc()
+        typer.echo("this is a bug in posteriori: please report the lines above", err=True)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def is_input_error(error: Exception) -> bool:
+    """Whether an error is the input's fault."""
+    known = [getattr(sys.modules.get(module), name, None) for module, name in _INPUT_ERRORS]
+    return isinstance(error, (UsageError, *(k for k in known if isinstance(k, type))))
+
+
+def _fail(message: str) -> int:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return 2
+
+
+def _version(show: bool) -> None:
+    if show:
+        from posteriori._version import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def set_up(device: str, threads: int | None) -> str:
+    """The device to use; sets the number of threads."""
+    import torch
+
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"--threads is {threads}: give at least 1")
+        torch.set_num_threads(threads)
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}): try cpu") from None
+    return device
+
+
+@app.command()
+def restore(
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
+    sigma_y: Annotated[float, typer.Option(help="Noise of the measurement, images in [-1, 1].", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Results go to OUTPUT/<photo>/.")],
+    task: Annotated[
+        str | None, typer.Option(help="inpaint, box, sr, gaussian, motion, denoise or custom.", show_default=False)
+    ] = None,
+    degrade: Annotated[bool, typer.Option("--degrade", help="The photos are clean: measure them first.")] = False,
+    mask: Annotated[Path | None, typer.Option(help="inpaint, box: image, white = missing.")] = None,
+    missing: Annotated[
+        float | None, typer.Option(help="inpaint with --degrade: share of missing pixels (default 0.7)")
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(help="box with --degrade: side, or WIDTHxHEIGHT (default half the shorter side)")
+    ] = None,
+    scale: Annotated[int | None, typer.Option(help="sr: factor (default 4)")] = None,
+    sr_kernel: Annotated[str | None, typer.Option(help="sr: box or bicubic (default box)")] = None,
+    blur_sigma: Annotated[float | None, typer.Option(help="gaussian: width in pixels (default 3)")] = None,
+    kernel: Annotated[
+        Path | None, typer.Option(help="motion, sr: .npy, .txt or image; centre at entry size // 2; scaled to sum 1.")
+    ] = None,
+    boundary: Annotated[
+        str | None, typer.Option(help="reflect, replicate, zero or circular (default reflect; motion: circular)")
+    ] = None,
+    operator: Annotated[
+        str | None, typer.Option(help="custom: module:name or file.py:name of an operator or of what makes one.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Posterior samples.")] = 4,
+    nfe: Annotated[int, typer.Option(help="Network evaluations per sample.")] = 20,
+    method: Annotated[str, typer.Option(help="eps, linear or tv.")] = "eps",
+    model: Model = "photo",
+    seed: Seed = 0,
+    force: Annotated[bool, typer.Option("--force", help="Restore again what is finished.")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Restore photos that are degraded, or clean ones after degrading them (--degrade).
+
+    Photos may have 16x16 to 2048x2048 pixels, in colour, grey, transparent or 16-bit grey.
+
+    OUTPUT/<photo>/ gets mmse.png (posterior mean, 1 evaluation), sample-NN.png, mean.png and std.png (of the samples),
+    report.png (all on one sheet) and report.json (figures). Photos finished with the same settings are skipped.
+
+    With --degrade the measurement is kept as measurement.npy, which can be restored like a photo; an 8-bit file would
+    clip it to [0, 255] and round it.
+    """
+    from posteriori.batch import restore_all
+    from posteriori.problems import InputError, TaskOptions
+    from posteriori.restore import RestoreOptions
+
+    if task is None:
+        if operator is None:
+            raise UsageError("which --task? choose inpaint, box, sr, gaussian, motion, denoise or custom")
+        task = "custom"
+    try:
+        chosen = TaskOptions(
+            task=task, sigma_y=sigma_y, degrade=degrade, mask=mask, missing=missing, box=_box(box), scale=scale,
+            sr_kernel=sr_kernel, blur_sigma=blur_sigma, kernel=kernel, boundary=boundary, operator=operator, seed=seed,
+        )  # fmt: skip
+        how = RestoreOptions(samples=samples, nfe=nfe, method=method, model=model, seed=seed)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    failures = restore_all(photos, output, chosen, how, set_up(device, threads), force)
+    if failures:
+        raise typer.Exit(2)
+
+
+def _box(text: str | None) -> tuple[int, int] | None:
+    """``"128"`` or ``"96x128"`` (width x height) as height and width."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+        raise UsageError(f"--box is {text!r}: give a side in pixels, or WIDTHxHEIGHT such as 96x128")
+    return int(parts[-1]), int(parts[0])
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the contact sheet.")] = Path("demo"),
+    nfe: Annotated[int, typer.Option(help="Network evaluations per sample.")] = 20,
+    model: Model = "photo",
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Restore five bundled photos in five tasks; writes OUTPUT/demo.png and OUTPUT/demo.json."""
+    from posteriori.batch import show_demo
+    from posteriori.restore import RestoreOptions
+
+    show_demo(output, RestoreOptions(samples=2, nfe=nfe, model=model, seed=seed), set_up(device, threads))
+
+
+@app.command()
+def models() -> None:
+    """List the bundled models: size, tasks, noise, training data and its licence, figures."""
+    from rich.console import Console
+
+    from posteriori.batch import models_table
+
+    Console(soft_wrap=False).print(models_table())
+
+
+@app.command()
+def check(
+    operator: Annotated[str, typer.Argument(help="module:name or file.py:name", show_default=False)],
+    shape: Annotated[
+        str | None, typer.Option(help="Shape of a signal (default the operator's own, or 3,64,64)")
+    ] = None,
+) -> None:
+    """Check an operator: adjoint, linearity, batches, solves. Exit code 3 when a check fails."""
+    from rich.console import Console
+
+    from posteriori.loading import load_operator
+    from posteriori.operators import report
+
+    sizes = _shape(shape) if shape else None
+    found = load_operator(operator, sizes or (3, 64, 64))
+    if sizes is None and getattr(found, "shape", None) is None:
+        sizes = (3, 64, 64)
+    try:
+        rows = report(found, sizes)
+    except Exception as error:  # whatever the user's operator does
+        first = " ".join(str(error).split())
+        typer.echo(f"check failed: {found!r} raised {type(error).__name__}: {first}", err=True)
+        raise typer.Exit(3) from None
+    Console().print(_check_table(repr(found), rows))
+    failed = [row for row in rows if not row.passed]
+    for row in failed:
+        typer.echo(f"check failed: {row.name}: {row.advice}", err=True)
+    if failed:
+        raise typer.Exit(3)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.replace("x", ",").split(",")
+    if not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+        raise UsageError(f"--shape is {text!r}: give positive sizes such as 3,64,64")
+    return tuple(int(p) for p in parts)
+
+
+def _check_table(title: str, rows: list[CheckRow]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("check", "error", "allowed", ""):
+        table.add_column(column, justify="left" if column in ("check", "") else "right")
+    for row in rows:
+        table.add_row(row.name, f"{row.error:.1e}", f"{row.limit:.0e}", "ok" if row.passed else "FAILED")
+    return table
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; its model/ can be loaded.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, dotted keys for nested ones; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Train a model by a recipe."""
+    set_up("cpu", threads)
+    try:
+        import accelerate  # noqa: F401
+        import yaml  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(f"training needs {error.name}: pip install 'posteriori[train]'") from None
+    from posteriori.train import RecipeError, load_recipe
+    from posteriori.train import train as run_training
+
+    plan = load_recipe(recipe, overrides)
+    try:
+        run_training(plan, output, resume=resume)
+    except OSError as error:
+        raise RecipeError(f"cannot write to {output} ({error.strerror}): choose another --output") from None
+    except ValueError as error:  # missing photos, impossible sizes
+        raise RecipeError(str(error)) from None
+    typer.echo(f"model: {output / 'model'}")
