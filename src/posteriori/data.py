@@ -70,7 +70,9 @@ class Photos:
     skipped: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self._images: list[list[np.ndarray]] = []
+        # One flat tensor per source: other processes then share its memory instead of copying every photo.
+        self._pixels: list[Tensor] = []
+        self._index: list[list[tuple[int, int, int]]] = []  # start, height, width
         for source in self.sources:
             folder = Path(source.folder)
             if not folder.is_dir():
@@ -88,10 +90,17 @@ class Photos:
                     self.skipped.append(str(path))
             if not images:
                 raise ValueError(f"{folder} holds no readable photo matching {source.match!r}")
-            self._images.append(images)
+            starts = np.cumsum([0, *(image.size for image in images)])
+            self._index.append([(int(s), *image.shape[:2]) for s, image in zip(starts, images, strict=False)])
+            self._pixels.append(torch.from_numpy(np.concatenate([image.reshape(-1) for image in images])))
 
     def __len__(self) -> int:
-        return sum(len(images) for images in self._images)
+        return sum(len(index) for index in self._index)
+
+    def photo(self, source: int, number: int) -> np.ndarray:
+        """A photo as an 8-bit array ``(H, W, 3)``."""
+        start, h, w = self._index[source][number]
+        return self._pixels[source].numpy()[start : start + h * w * 3].reshape(h, w, 3)
 
     def crops(self, count: int, size: int, rng: np.random.Generator) -> Tensor:
         """``count`` random crops, float32 ``(count, 3, size, size)`` in [-1, 1].
@@ -100,7 +109,7 @@ class Photos:
         """
         weights = np.array([s.weight for s in self.sources], dtype=np.float64)
         picks = rng.choice(len(self.sources), count, p=weights / weights.sum())
-        crops = [self._crop(self._images[p][rng.integers(len(self._images[p]))], size, rng) for p in picks]
+        crops = [self._crop(self.photo(p, int(rng.integers(len(self._index[p])))), size, rng) for p in picks]
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def _crop(self, image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
