@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from posteriori import operators, priors
     from posteriori.checkpoint import load, save
     from posteriori.denoise import Denoiser, ExactPosterior, NetworkDenoiser, Posterior
+    from posteriori.images import read_image, write_image
     from posteriori.pivot import linear_estimate, measure, pivot, sample_pivot
     from posteriori.sample import sample
     from posteriori.schedule import VE, VP, CosineVP, RectifiedFlow, Schedule
@@ -44,9 +45,11 @@ __all__ = [
     "operators",
     "pivot",
     "priors",
+    "read_image",
     "sample",
     "sample_pivot",
     "save",
+    "write_image",
 ]
 
 _SUBMODULES = frozenset({"operators", "priors"})
@@ -57,6 +60,8 @@ _HOME = {
     "RectifiedFlow": "schedule",
     "Schedule": "schedule",
     "linear_estimate": "pivot",
+    "read_image": "images",
+    "write_image": "images",
     "measure": "pivot",
     "pivot": "pivot",
     "sample_pivot": "pivot",

@@ -20,6 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from posteriori.checkpoint import write_atomically
+
 __all__ = [
     "LARGEST",
     "SMALLEST",
@@ -28,10 +30,12 @@ __all__ = [
     "Photo",
     "encode_png",
     "find_photos",
+    "read_image",
     "read_kernel",
     "read_mask",
     "read_photo",
     "to_picture",
+    "write_image",
 ]
 
 SMALLEST, LARGEST = 16, 2048
@@ -245,3 +249,25 @@ def encode_png(picture: Image.Image, **text: str) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, "PNG", pnginfo=info)
     return stream.getvalue()
+
+
+def read_image(path: str | Path) -> Tensor:
+    """A picture file as ``(1, 3, H, W)`` in [-1, 1]; grey ones have three equal channels, alpha is dropped.
+
+    Raises:
+        ImageError: when it cannot be read, or is smaller than 16 or larger than 2048 pixels.
+    """
+    pixels = read_photo(Path(path)).pixels
+    return pixels.expand(3, -1, -1).unsqueeze(0).contiguous()
+
+
+def write_image(x: Tensor, path: str | Path) -> None:
+    """Write one image, ``(1, C, H, W)`` or ``(C, H, W)`` in [-1, 1] with 1 or 3 channels, as an 8-bit PNG.
+
+    Raises:
+        ValueError: when there are several images, or another number of channels.
+    """
+    pixels = x[0] if x.ndim == 4 and x.shape[0] == 1 else x
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
+        raise ValueError(f"one image of 1 or 3 channels can be written, got shape {tuple(x.shape)}")
+    write_atomically(Path(path), encode_png(to_picture(pixels)))
