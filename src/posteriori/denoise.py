@@ -282,7 +282,7 @@ class NetworkDenoiser(Denoiser):
             else:
                 centre = pivot(x_t, y, A, **scales) if self.preconditioning == "paper" else u
                 inputs, skip = c.input(q_b) * centre, c.skip(q_b) * centre
-        s_y = torch.as_tensor(sigma_y, device=x_t.device).to(x_t.dtype).expand(x_t.shape[0])
+        s_y = per_sample(sigma_y, x_t).reshape(-1).expand(x_t.shape[0])
         conditioning = Conditioning(linear / s, diagonal.sqrt() / s, s_y)
         return Prepared(skip, inputs, self.c_noise(q).to(x_t.dtype), conditioning, out, diagonal.flatten(1).mean(1))
 

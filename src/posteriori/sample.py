@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Literal, overload
 
 import torch
@@ -24,7 +25,7 @@ from posteriori.schedule import Spacing
 
 Solver = Literal["dpmpp", "euler", "heun", "ddim", "stochastic"]
 
-__all__ = ["Trajectory", "sample", "steps_for"]
+__all__ = ["Trajectory", "evaluations_for", "sample", "steps_for"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,11 @@ def steps_for(solver: Solver, nfe: int) -> int:
     return max((nfe + 1) // 2, 1) if solver in ("heun", "stochastic") else nfe
 
 
+def evaluations_for(solver: Solver, nfe: int) -> int:
+    """Evaluations that :func:`sample` spends on every sample when it may spend ``nfe``."""
+    return 2 * steps_for(solver, nfe) - 1 if solver in ("heun", "stochastic") else nfe
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """Samples with the way they came.
@@ -170,7 +176,8 @@ def sample(
         eta: DDIM's fresh noise, 0 to 1.
         churn: EDM's S_churn.
         batch_size: samples evaluated at once, at least ``B``; bounds the memory.
-        progress: show a progress bar, or a function called with the number of evaluations just spent.
+        progress: show a progress bar, or a function called after every step with the evaluations just spent on each
+            measurement: ``n * evaluations_for(solver, nfe)`` in all.
         return_trajectory: return a :class:`Trajectory` instead of the samples alone.
 
     Returns:
@@ -191,15 +198,15 @@ def sample(
     if solver not in transitions:
         raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(transitions)}")
     batch = posterior.shape[0]
-    seeds = [seed] * batch if isinstance(seed, int) else [int(s) for s in seed]
+    seeds = [int(seed)] * batch if isinstance(seed, int | Integral) else [int(s) for s in seed]
     if len(seeds) != batch:
         raise ValueError(f"{len(seeds)} seeds do not fit a batch of {batch}: give one number, or one for each")
     grid = posterior.schedule.grid(steps_for(solver, nfe), spacing, rho)
-    shared_seed = isinstance(seed, int)
+    shared_seed = isinstance(seed, int | Integral)  # NumPy's integers too
     tied = posterior.A.samples(len(posterior.shape)) is not None
     at_once = 1 if tied else max(1, min(n, batch_size // batch))
     parts = []
-    with _progress_bar(progress, n * steps_for(solver, nfe)) as advance:
+    with _progress_bar(progress, n * evaluations_for(solver, nfe)) as advance:
         for start in range(0, n, at_once):
             copies = range(start, min(start + at_once, n))
             problem = posterior if len(copies) == 1 else posterior.expand(len(copies))
@@ -256,8 +263,9 @@ def _run(
     states = [state.u * alphas[0]] if keep else []
     for ratio, alpha in zip(ratios[1:], alphas[1:], strict=True):
         step_means.clear()
+        before = evaluations
         state = transition(state, ratio, mean, noise)
-        advance(copies)
+        advance(copies * (evaluations - before))
         if keep:
             states.append(state.u * alpha)
             means.append(step_means[0])
@@ -281,7 +289,13 @@ def _progress_bar(progress: bool | Callable[[int], None], total: int) -> Iterato
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+    columns = (
+        TextColumn("sampling"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("evaluations"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, transient=True) as bar:
         task = bar.add_task("sampling", total=total)
         yield lambda k: bar.advance(task, k)
