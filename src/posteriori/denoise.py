@@ -172,11 +172,18 @@ class Conditioning:
         diagonal: square root of the pixel diagonal of ``(Lambda + I/s^2)^-1`` over ``s``: in [0, 1], how uncertain
             every entry is under a Gaussian prior (for inpainting: the mask). Shape of the signal.
         sigma_y: measurement noise, shape ``(B,)``.
+        known: share of a Gaussian prior's variance that ``x_t`` and the measurement remove, over the whole signal,
+            shape ``(B,)``; from ``diagonal`` when left out. With tiles it must be that of the whole.
     """
 
     linear: Tensor
     diagonal: Tensor
     sigma_y: Tensor
+    known: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.known is None:
+            object.__setattr__(self, "known", 1 - self.diagonal.square().flatten(1).mean(1))
 
     def channels(self) -> Tensor:
         """``[linear, diagonal]`` along dimension 1."""

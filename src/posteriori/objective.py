@@ -98,6 +98,7 @@ def eps_loss(
         torch.cat([p.conditioning.linear for p in prepared]),
         torch.cat([p.conditioning.diagonal for p in prepared]),
         torch.cat([p.conditioning.sigma_y for p in prepared]),
+        torch.cat([p.conditioning.known for p in prepared]),
     )
     prediction = denoiser.backbone(
         torch.cat([p.inputs for p in prepared]), torch.cat([p.c_noise for p in prepared]), conditioning

@@ -19,11 +19,16 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class CropSize:
-    """A kind of batch: ``batch`` crops of side ``size``, drawn for a ``share`` of the steps."""
+    """A kind of batch: ``batch`` crops of side ``size``.
+
+    Every step takes one kind from each ``slot``, with a probability in proportion to its ``share``: small and large
+    crops then meet in every gradient.
+    """
 
     size: int
     batch: int
     share: float = 1.0
+    slot: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Recipe:
     noise: NoiseLevels = field(default_factory=NoiseLevels)
     augmentation: Augmentation = field(default_factory=Augmentation)
     steps: int = 1000
-    decay: float = 0.25
+    decay: float = 0.7
     learning_rate: float = 1e-3
     warmup: int = 200
     weight_decay: float = 0.01

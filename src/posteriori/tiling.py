@@ -14,7 +14,7 @@ always see the whole image: there are no seams to hide.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ class TiledBackbone(nn.Module):
         for row in rows:
             for column in columns:
                 area = (..., slice(row.start, row.stop), slice(column.start, column.stop))
-                part = Conditioning(conditioning.linear[area], conditioning.diagonal[area], conditioning.sigma_y)
+                part = replace(conditioning, linear=conditioning.linear[area], diagonal=conditioning.diagonal[area])
                 weight = (row.weight[:, None] * column.weight).to(inputs)
                 result[area] += weight * self.backbone(inputs[area], c_noise, part)
         return result

@@ -69,14 +69,24 @@ class _RunState:
 def draw_problems(recipe: Recipe, photos: Photos, step: int, process: int = 0) -> list[Problem]:
     """The training problems of a step: a function of the recipe, the step and the process alone."""
     rng = np.random.default_rng([recipe.seed, step, process])
-    shares = np.array([c.share for c in recipe.crops])
-    kind = recipe.crops[int(rng.choice(len(shares), p=shares / shares.sum()))]
     problems = []
-    for count in recipe.tasks.groups(kind.batch):
-        x_0 = photos.crops(count, kind.size, rng)
-        _, operator, sigma_y = recipe.tasks.draw(count, kind.size, rng)
-        problems.append(Problem(x_0, operator, sigma_y))
+    for slot in sorted({c.slot for c in recipe.crops}):
+        kinds = [c for c in recipe.crops if c.slot == slot]
+        shares = np.array([c.share for c in kinds])
+        kind = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
+        for count in recipe.tasks.groups(kind.batch):
+            x_0 = photos.crops(count, kind.size, rng)
+            _, operator, sigma_y = recipe.tasks.draw(count, kind.size, rng)
+            problems.append(Problem(x_0, operator, sigma_y))
     return problems
+
+
+def by_shape(problems: list[Problem]) -> list[list[Problem]]:
+    """Problems that can share one network evaluation."""
+    groups: dict[tuple[int, ...], list[Problem]] = {}
+    for p in problems:
+        groups.setdefault(tuple(p.x_0.shape[1:]), []).append(p)
+    return list(groups.values())
 
 
 class _Steps(Dataset[list[Problem]]):
@@ -192,27 +202,32 @@ def train(
     bar = _Bar(recipe.steps, step, progress and accelerator.is_main_process)
     with bar:
         while step < recipe.steps:
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate_at(step)
+            rate = recipe.learning_rate_at(step)
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = rate
             torch.manual_seed(int(np.random.SeedSequence([recipe.seed, step, accelerator.process_index])
                                   .generate_state(1, np.uint64)[0] >> 1))  # fmt: skip
             problems = [replace(p, x_0=p.x_0.to(accelerator.device)) for p in next(batches)]
-            loss, _ = eps_loss(denoiser, problems, recipe.noise)
-            if not math.isfinite(float(loss.detach())):
+            count = sum(p.x_0.shape[0] for p in problems)
+            total = 0.0
+            for group in by_shape(problems):
+                loss, each = eps_loss(denoiser, group, recipe.noise)
+                accelerator.backward(loss * (len(each) / count))
+                total += float(each.sum()) / count
+            if not math.isfinite(total):
                 raise RuntimeError(f"the loss is not finite at step {step}: lower learning_rate")
-            accelerator.backward(loss)
             accelerator.clip_grad_norm_(network.parameters(), recipe.clip)
             optimizer.step()
             optimizer.zero_grad()
             ema.step(network.parameters())
             step += 1
-            losses.append(float(loss.detach()))
+            losses.append(total)
             bar.update(step, losses[-1])
             if on_step:
                 on_step(step, losses[-1])
             if accelerator.is_main_process:
                 if step % recipe.log_every == 0 or step == recipe.steps:
-                    row = {"step": step, "loss": float(np.mean(losses)), "lr": group["lr"],
+                    row = {"step": step, "loss": float(np.mean(losses)), "lr": rate,
                            "seconds": round(time.monotonic() - began, 2)}  # fmt: skip
                     with metrics.open("a") as stream:
                         stream.write(json.dumps(row) + "\n")

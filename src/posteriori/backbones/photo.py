@@ -61,7 +61,7 @@ class PhotoNet(nn.Module):
         image_channels: channels of the image.
         channels: width at 1/2, 1/4, 1/8, ... of the resolution.
         blocks: residual blocks at every level, on the way down and again on the way up.
-        embedding: width of the embedding of the two noise levels.
+        embedding: width of the embedding of the noise levels and of how much is known.
 
     Shape:
         ``inputs`` and both parts of the conditioning ``(B, image_channels, H, W)``, ``c_noise`` ``(B,)``; the output is
@@ -89,7 +89,7 @@ class PhotoNet(nn.Module):
             "embedding": embedding,
         }
         self.register_buffer("frequencies", torch.exp(torch.linspace(math.log(0.25), math.log(16.0), 16)))
-        self.embed = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+        self.embed = nn.Sequential(nn.Linear(96, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
         self.stem = nn.Conv2d(3 * image_channels * 4, channels[0], 3, padding=1)
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
@@ -129,7 +129,8 @@ class PhotoNet(nn.Module):
         if inputs.is_cpu or inputs.is_cuda:
             x = x.contiguous(memory_format=torch.channels_last)
         log_sigma_y = conditioning.sigma_y.clamp_min(1e-4).log() / 4
-        labels = torch.stack([c_noise, log_sigma_y], 1).float()
+        log_known = conditioning.known.clamp_min(1e-4).log() / 4
+        labels = torch.stack([c_noise, log_sigma_y, log_known], 1).float()
         angles = (labels[:, :, None] * self.frequencies * math.pi).flatten(1)
         embedding = self.embed(torch.cat([angles.cos(), angles.sin()], 1))
 
