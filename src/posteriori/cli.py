@@ -32,7 +32,7 @@ _INPUT_ERRORS = (
     ("posteriori.problems", "InputError"),
     ("posteriori.loading", "OperatorError"),
     ("posteriori.checkpoint", "CheckpointError"),
-    ("posteriori.train", "RecipeError"),
+    ("posteriori.recipe", "RecipeError"),
 )
 # click's base class of wrong usage, wherever this version of typer keeps click
 _USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import shutil
 import tempfile
 import time
@@ -25,11 +24,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from posteriori import metrics
 from posteriori._version import __version__
 from posteriori.checkpoint import CheckpointError, load, read_card, write_atomically
 from posteriori.denoise import ExactPosterior, NetworkDenoiser
 from posteriori.images import encode_png, to_picture
 from posteriori.methods.base import get_method
+from posteriori.metrics import residual_squares
 from posteriori.operators import LinearOperator
 from posteriori.problems import InputError, RestorationProblem, TaskOptions
 from posteriori.sheets import contact_sheet, std_map, with_colour_bar
@@ -125,18 +126,12 @@ def whitened_residual(A: LinearOperator, x: Tensor, y: Tensor, sigma_y: float) -
     """``sqrt(|y - A x|^2 / (m sigma_y^2))`` over the ``m`` measured entries; ``None`` at ``sigma_y = 0``."""
     if sigma_y == 0:
         return None
-    error = (y - A(x)).double()
-    observed = A.observed(y)
-    if observed is not None:
-        error = error * observed
-    count = float(A.measurement_count(y).sum())
-    return float((error.square().sum() / (count * sigma_y**2)).sqrt())
+    return float((residual_squares(A, x, y, sigma_y).sum() / A.measurement_count(y).sum()).sqrt())
 
 
 def psnr(x: Tensor, x_0: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of images clamped to [-1, 1]; peak to peak 2. 100 dB at most."""
-    error = float((x.clamp(-1, 1) - x_0).double().square().mean())
-    return min(10 * math.log10(4 / max(error, 1e-30)), 100.0)
+    """Peak signal-to-noise ratio in dB of an image clamped to [-1, 1]; at most 100, so that it is a number in JSON."""
+    return min(float(metrics.psnr(x, x_0)), 100.0)
 
 
 def _grey(x: Tensor, problem: RestorationProblem) -> Tensor:
