@@ -148,7 +148,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         content = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     for override in overrides or []:
         key, separator, text = override.partition("=")
@@ -157,7 +157,12 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         *parents, last = key.split(".")
         target = content
         for parent in parents:
-            target = target.setdefault(parent, {})
-        target[last] = yaml.safe_load(text) if text else ""
+            target = target.setdefault(parent, {}) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            raise RecipeError(f"--set {override}: {'.'.join(parents) or 'the recipe'} is not a mapping")
+        try:
+            target[last] = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            raise RecipeError(f"--set {override}: {text!r} is not valid YAML") from None
     recipe: Recipe = _build(Recipe, content, "")
     return recipe
