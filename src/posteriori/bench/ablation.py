@@ -199,9 +199,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def figure(folder: Path, path: Path, seeds: Sequence[int]) -> None:
     """Loss on fixed validation draws against steps: one panel per task, one colour per form, one line per seed."""
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, len(TASKS), figsize=(10, 4), constrained_layout=True)
