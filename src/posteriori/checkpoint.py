@@ -133,11 +133,11 @@ def locate(name: str | Path) -> Path:
         return path.parent
     if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/")):
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
             return Path(snapshot_download(name, allow_patterns=["model.json", "model.safetensors"]))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise CheckpointError(
                 f"no model {name!r}: it is neither bundled ({', '.join(bundled_models())}), nor a folder, and the hub "
                 f"could not be asked ({type(error).__name__})"
