@@ -103,7 +103,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     """Typed construction of nested dataclasses, with errors that name the key."""
     if is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, dict):
-            raise RecipeError(f"{where or 'the recipe'} must be a mapping, got {value!r}")
+            raise RecipeError(f"{where.rstrip('.') or 'the recipe'} must be a mapping, got {value!r}")
         hints = get_type_hints(kind)
         known = {f.name for f in fields(kind)}
         for key in value:

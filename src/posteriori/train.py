@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -54,6 +55,8 @@ class _RunState:
         tensors = load_file(self.path)
         with safe_open(self.path, "pt") as opened:
             step = int(opened.metadata()["step"])
+        if {k for k in tensors if k.startswith("weights.")} != {f"weights.{n}" for n, _ in network.named_parameters()}:
+            raise KeyError("other parameters")
         with torch.no_grad():
             for (name, parameter), average in zip(network.named_parameters(), ema, strict=True):
                 parameter.copy_(tensors[f"weights.{name}"])
@@ -159,9 +162,11 @@ def train(
         The trained denoiser with EMA weights.
 
     Raises:
-        RecipeError: when the folder holds a run and ``resume`` is not set.
+        RecipeError: when the network cannot be built, the folder holds a run and ``resume`` is not set, or it holds
+            the run of another recipe.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import set_seed
     from diffusers.training_utils import EMAModel
 
@@ -170,18 +175,25 @@ def train(
     state = _RunState(folder / "state.safetensors")
     if state.path.exists() and not resume:
         raise RecipeError(f"{folder} already holds a run: add --resume to continue it, or choose another folder")
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
     root = Path(recipe.data)
     sources = [PhotoSource(str(root / s.folder), s.match, s.weight) for s in recipe.sources]
     photos = Photos(sources, recipe.augmentation)
     set_seed(recipe.seed)
-    denoiser = build_denoiser(card_of(recipe, 0)).to(accelerator.device)
+    try:
+        denoiser = build_denoiser(card_of(recipe, 0)).to(accelerator.device)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"network, schedule, scaling or preconditioning: {error}") from None
     network = denoiser.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
         network.parameters(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
     )
     ema = EMAModel(network.parameters(), decay=recipe.ema, use_ema_warmup=True, power=0.75)
-    step = state.read(network, ema.shadow_params, optimizer) if state.path.exists() else 0
+    try:
+        step = state.read(network, ema.shadow_params, optimizer) if state.path.exists() else 0
+    except (KeyError, RuntimeError, SafetensorError):
+        raise RecipeError(f"{state.path} is not a run of this recipe: choose another folder") from None
     ema.optimization_step = step
     prepared, optimizer = accelerator.prepare(network, optimizer)
     denoiser.backbone = cast("nn.Module", torch.compile(prepared)) if recipe.compile else prepared
@@ -243,8 +255,10 @@ def train(
 def _drop_lines_after(path: Path, step: int) -> None:
     """A killed run may have logged steps past its last checkpoint; they are about to be logged again."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept))
+        rows = [
+            line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")
+        ]  # the last may be torn
+        path.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))
 
 
 class _Bar:
