@@ -35,22 +35,32 @@ class _ChannelNorm(nn.Module):
         return y.permute(0, 3, 1, 2)
 
 
+class _Modulation(nn.Module):
+    """Scale and shift of every channel by the embedding; the identity at first."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(embedding, 2 * channels)
+        _zero(self.linear)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.linear(embedding)[:, :, None, None].chunk(2, 1)
+        return torch.addcmul(shift.to(x.dtype), x, (1 + scale).to(x.dtype))
+
+
 class _Block(nn.Module):
-    """Residual block: norm, convolution, modulation by the noise levels, SiLU, convolution."""
+    """Residual block: norm, convolution, modulation, SiLU, convolution."""
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
         self.norm = _ChannelNorm(channels)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.modulation = nn.Linear(embedding, 2 * channels)
+        self.modulation = _Modulation(channels, embedding)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        _zero(self.modulation)
         _zero(self.second)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, 1)
-        h = self.first(functional.silu(self.norm(x)))
-        h = torch.addcmul(shift.to(h.dtype), h, (1 + scale).to(h.dtype))
+        h = self.modulation(self.first(functional.silu(self.norm(x))), embedding)
         return x + self.second(functional.silu(h))
 
 
@@ -101,7 +111,10 @@ class PhotoNet(nn.Module):
             if level + 1 < len(channels):
                 self.shrink.append(nn.Conv2d(width, channels[level + 1], 2, stride=2))
                 self.grow.append(nn.Conv2d(channels[level + 1], width * 4, 1))
+        # The residual stream carries the noise of the input past every block, so its two ends are modulated too.
+        self.stem_modulation = _Modulation(channels[0], embedding)
         self.head_norm = _ChannelNorm(channels[0])
+        self.head_modulation = _Modulation(channels[0], embedding)
         self.head = nn.Conv2d(channels[0], image_channels * 4, 3, padding=1)
         _zero(self.head)
 
@@ -134,7 +147,7 @@ class PhotoNet(nn.Module):
         angles = (labels[:, :, None] * self.frequencies * math.pi).flatten(1)
         embedding = self.embed(torch.cat([angles.cos(), angles.sin()], 1))
 
-        x = self.stem(functional.pixel_unshuffle(x, 2))
+        x = self.stem_modulation(self.stem(functional.pixel_unshuffle(x, 2)), embedding)
         skips = []
         for level, blocks in enumerate(self.down):
             for block in blocks.children():
@@ -147,5 +160,6 @@ class PhotoNet(nn.Module):
                 x = skips[level] + functional.pixel_shuffle(self.grow[level](x), 2)
             for block in self.up[level].children():
                 x = block(x, embedding)
-        x = functional.pixel_shuffle(self.head(functional.silu(self.head_norm(x))), 2)
+        x = self.head_modulation(self.head_norm(x), embedding)
+        x = functional.pixel_shuffle(self.head(functional.silu(x)), 2)
         return x[..., :h, :w]
