@@ -100,7 +100,8 @@ class Separable(SpectralOperator):
 
     def _factors(self, axis: int, n: int, like: Tensor) -> tuple[Tensor, ...]:
         """``(matrix, V, U diag(s), s)`` of an axis, each ``(B or 1, 1, ..., rows, columns)``, cast to ``like``."""
-        key = (axis, n, like.dtype, like.device, like.ndim)
+        # by value: a square image with the same axis twice needs its factors once
+        key = (self.axes[axis], n, like.dtype, like.device, like.ndim)
         if key in self._cast:
             return self._cast[key]
         with torch.inference_mode(False):  # what is kept must serve training too
