@@ -201,7 +201,7 @@ def build_problem(
         A = _BUILDERS[options.task](options, kernel, shape)
         if not A.exact:
             notes.append(
-                f"{A.describe()} has no exact solve: conjugate gradients make every evaluation many times slower"
+                f"{A.describe()} has no exact solve: conjugate gradients make it about a hundred times slower"
                 + ("; --boundary circular is exact" if options.task == "motion" else "")
             )
     if alpha is not None and _enlarged(options) > 1:

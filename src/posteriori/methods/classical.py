@@ -12,7 +12,7 @@ from posteriori.methods.tv import total_variation
 from posteriori.pivot import linear_estimate
 
 # Edge lengths per unit of noise variance: the MAP weight under Laplacian differences of photos in [-1, 1].
-TV_PER_VARIANCE = 12.0
+TV_PER_VARIANCE = 6.0
 
 
 def linear(posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Callable[[int], None]) -> Estimate:
