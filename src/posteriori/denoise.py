@@ -185,6 +185,12 @@ class Conditioning:
         if self.known is None:
             object.__setattr__(self, "known", 1 - self.diagonal.square().flatten(1).mean(1))
 
+    def labels(self, c_noise: Tensor) -> Tensor:
+        """``[c_noise, log(sigma_y)/4, log(known)/4]``, shape ``(B, 3)``: the scalars a network is told."""
+        floor = 1e-4
+        logs = (self.sigma_y.clamp_min(floor).log() / 4, self.known.clamp_min(floor).log() / 4)
+        return torch.stack([c_noise, *logs], 1).float()
+
     def channels(self) -> Tensor:
         """``[linear, diagonal]`` along dimension 1."""
         return torch.cat([self.linear, self.diagonal], 1)

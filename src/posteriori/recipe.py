@@ -48,6 +48,7 @@ class Recipe:
         augmentation: of the crops.
         steps: length of the run; the learning rate falls to 0 over the last ``decay`` share of it.
         learning_rate, warmup, weight_decay, clip: of AdamW; ``warmup`` in steps, ``clip`` of the gradient's norm.
+        learned_scale: divide every loss by its learned level, see :class:`posteriori.objective.LossScale`.
         ema: decay of the exponential moving average of the weights.
         mixed_precision: ``"bf16"`` or ``"no"``.
         save_every, log_every: in steps.
@@ -75,6 +76,7 @@ class Recipe:
     warmup: int = 200
     weight_decay: float = 0.01
     clip: float = 1.0
+    learned_scale: bool = True
     ema: float = 0.999
     mixed_precision: str = "bf16"
     save_every: int = 500

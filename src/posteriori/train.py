@@ -24,23 +24,26 @@ from torch.utils.data import DataLoader, Dataset
 from posteriori.checkpoint import build_denoiser, save
 from posteriori.data import Photos, PhotoSource
 from posteriori.denoise import NetworkDenoiser
-from posteriori.objective import Problem, eps_loss
+from posteriori.objective import LossScale, Problem, eps_loss
 from posteriori.recipe import CropSize, Recipe, RecipeError, load_recipe
 
 __all__ = ["CropSize", "Recipe", "RecipeError", "load_recipe", "train"]
 
 
 class _RunState:
-    """Weights, EMA, optimizer moments and step as one safetensors file, written atomically."""
+    """Weights (with those of the loss's scale), EMA, optimizer moments and step as one safetensors file, written
+    atomically."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, network: nn.Module, scale: nn.Module, ema: list[Tensor]) -> None:
         self.path = path
+        self.parameters = dict(network.named_parameters())
+        self.averages = dict(zip(self.parameters, ema, strict=True))
+        self.parameters |= {f"loss_scale.{name}": p for name, p in scale.named_parameters()}
 
-    def write(self, network: nn.Module, ema: list[Tensor], optimizer: torch.optim.Optimizer, step: int) -> None:
-        tensors: dict[str, Tensor] = {}
-        for (name, parameter), average in zip(network.named_parameters(), ema, strict=True):
+    def write(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        tensors = {f"ema.{name}": average for name, average in self.averages.items()}
+        for name, parameter in self.parameters.items():
             tensors[f"weights.{name}"] = parameter.detach()
-            tensors[f"ema.{name}"] = average
             for key, value in optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
         # clone: parameters may share or stride their storage (channels_last), which safetensors refuses
@@ -49,18 +52,19 @@ class _RunState:
         save_file(tensors, temporary, metadata={"step": str(step)})
         temporary.replace(self.path)
 
-    def read(self, network: nn.Module, ema: list[Tensor], optimizer: torch.optim.Optimizer) -> int:
+    def read(self, optimizer: torch.optim.Optimizer) -> int:
         from safetensors import safe_open
 
         tensors = load_file(self.path)
         with safe_open(self.path, "pt") as opened:
             step = int(opened.metadata()["step"])
-        if {k for k in tensors if k.startswith("weights.")} != {f"weights.{n}" for n, _ in network.named_parameters()}:
+        if {k for k in tensors if k.startswith("weights.")} != {f"weights.{name}" for name in self.parameters}:
             raise KeyError("other parameters")
         with torch.no_grad():
-            for (name, parameter), average in zip(network.named_parameters(), ema, strict=True):
-                parameter.copy_(tensors[f"weights.{name}"])
+            for name, average in self.averages.items():
                 average.copy_(tensors[f"ema.{name}"])
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"weights.{name}"])
                 state = {}
                 for key in ("step", "exp_avg", "exp_avg_sq"):
                     value = tensors[f"optimizer.{key}.{name}"].to(parameter.device if key != "step" else "cpu")
@@ -172,8 +176,8 @@ def train(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = _RunState(folder / "state.safetensors")
-    if state.path.exists() and not resume:
+    state_path = folder / "state.safetensors"
+    if state_path.exists() and not resume:
         raise RecipeError(f"{folder} already holds a run: add --resume to continue it, or choose another folder")
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
@@ -186,16 +190,23 @@ def train(
     except (TypeError, ValueError) as error:
         raise RecipeError(f"network, schedule, scaling or preconditioning: {error}") from None
     network = denoiser.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    scale = LossScale().to(accelerator.device)
+    trained = [{"params": list(network.parameters()), "factor": 1.0}]
+    if recipe.learned_scale:  # small and on the heels of the network, so ten times faster
+        trained.append({"params": list(scale.parameters()), "factor": 10.0})
     optimizer = torch.optim.AdamW(
-        network.parameters(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
+        trained, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
     )
     ema = EMAModel(network.parameters(), decay=recipe.ema, use_ema_warmup=True, power=0.75)
+    learned = scale if recipe.learned_scale else None
+    state = _RunState(state_path, network, learned or nn.Module(), ema.shadow_params)
     try:
-        step = state.read(network, ema.shadow_params, optimizer) if state.path.exists() else 0
+        step = state.read(optimizer) if state.path.exists() else 0
     except (KeyError, RuntimeError, SafetensorError):
         raise RecipeError(f"{state.path} is not a run of this recipe: choose another folder") from None
     ema.optimization_step = step
     prepared, optimizer = accelerator.prepare(network, optimizer)
+    learned = accelerator.prepare(learned) if learned else None
     denoiser.backbone = cast("nn.Module", torch.compile(prepared)) if recipe.compile else prepared
 
     def export(at: int) -> None:
@@ -216,14 +227,14 @@ def train(
         while step < recipe.steps:
             rate = recipe.learning_rate_at(step)
             for parameters in optimizer.param_groups:
-                parameters["lr"] = rate
+                parameters["lr"] = rate * parameters["factor"]
             torch.manual_seed(int(np.random.SeedSequence([recipe.seed, step, accelerator.process_index])
                                   .generate_state(1, np.uint64)[0] >> 1))  # fmt: skip
             problems = [replace(p, x_0=p.x_0.to(accelerator.device)) for p in next(batches)]
             count = sum(p.x_0.shape[0] for p in problems)
             total = 0.0
             for group in by_shape(problems):
-                loss, each = eps_loss(denoiser, group, recipe.noise)
+                loss, each = eps_loss(denoiser, group, recipe.noise, scale=learned)
                 accelerator.backward(loss * (len(each) / count))
                 total += float(each.sum()) / count
             if not math.isfinite(total):
@@ -245,7 +256,7 @@ def train(
                         stream.write(json.dumps(row) + "\n")
                     losses.clear()
                 if step % recipe.save_every == 0 or step == recipe.steps:
-                    state.write(network, ema.shadow_params, optimizer, step)
+                    state.write(optimizer, step)
                     export(step)
     ema.copy_to(network.parameters())
     denoiser.backbone = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)

@@ -141,9 +141,7 @@ class PhotoNet(nn.Module):
         x = functional.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
         if inputs.is_cpu or inputs.is_cuda:
             x = x.contiguous(memory_format=torch.channels_last)
-        log_sigma_y = conditioning.sigma_y.clamp_min(1e-4).log() / 4
-        log_known = conditioning.known.clamp_min(1e-4).log() / 4
-        labels = torch.stack([c_noise, log_sigma_y, log_known], 1).float()
+        labels = conditioning.labels(c_noise)
         angles = (labels[:, :, None] * self.frequencies * math.pi).flatten(1)
         embedding = self.embed(torch.cat([angles.cos(), angles.sin()], 1))
 
