@@ -119,8 +119,7 @@ def tuned_weights(out: Path, folder: str, match: str, count: int, tasks: Sequenc
         files = photo_files(folder, match, count)
 
         def score(weight: float, task: str = task, files: list[Path] = files) -> float:
-            # A tenth of the final accuracy is enough to compare weights.
-            values = [tv_row(rows, path, task, weight, args, tolerance=1e-4)["psnr"] for path in files]
+            values = [tv_row(rows, path, task, weight, args)["psnr"] for path in files]
             say(f"tuning {task}: weight {weight:.5f} gives {np.mean(values):.3f} dB on {len(files)} photos")
             return float(np.mean(values))
 
@@ -135,7 +134,7 @@ def tv_row(rows: Results, path: Path, task: str, weight: float, args: Any, toler
     def compute() -> dict[str, Any]:
         problem = Problem(path, task, args.size, args.sigma_y)
         began = time.perf_counter()
-        found = total_variation(problem.A, problem.y, weight, tolerance=tolerance, max_iterations=4000)
+        found = total_variation(problem.A, problem.y, weight, max_iterations=4000)
         seconds = time.perf_counter() - began
         return {
             "psnr": float(psnr(found.x, problem.x_0)),

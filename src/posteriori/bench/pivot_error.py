@@ -5,10 +5,10 @@ r"""Error of the pivot in float32, in the metric that a sampler notices.
 An error ``e`` of ``mu*`` is judged by its whitened size ``sqrt((|alpha_t e/sigma_t|^2 + |A e/sigma_y|^2) / n)``: as a
 fraction of the noise that the pivot carries anyway. It must be far below 1; the target is 1e-2 for operators with an
 exact solve. The reference is for the very same float32 ``x_t`` and ``y``, in float64, and is not trusted but certified:
-with the residual ``rho`` of ``Lambda mu = h``, computed with the dense matrix of ``A``, its own whitened error is at most
-``(sigma_t/alpha_t) |rho| / sqrt(n)``, as ``Lambda >= alpha_t^2/sigma_t^2``. Where a solve in float64 does not reach
-1e-4 a Cholesky factorisation does. For operators that solve iteratively the bound they return is shown beside the error;
-rounding the result to float32 may exceed it by 1e-4.
+with the residual ``rho`` of ``Lambda mu = h``, computed with the dense matrix of ``A``, its own whitened error is at
+most ``(sigma_t/alpha_t) |rho| / sqrt(n)``, as ``Lambda >= alpha_t^2/sigma_t^2``. Where a solve in float64 does not reach
+1e-4 a Cholesky factorisation does. For operators that solve iteratively the bound they return is shown beside the
+error; rounding the result to float32 may exceed it by 1e-4.
 """
 
 from __future__ import annotations

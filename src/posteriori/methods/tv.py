@@ -66,7 +66,7 @@ def total_variation(
         A: any operator on images; one whose solves are exact is much faster.
         y: measurements ``(B, ...)`` of images in [-1, 1] (step sizes suit that range; others converge later).
         weight: positive; one number or one per sample ``(B,)``.
-        tolerance: stop when five iterations together change no sample by more than this, relative to its norm.
+        tolerance: stop when an iteration (a mean over five) changes no sample by more than this part of its norm.
         max_iterations: after these the best effort is returned, with a warning.
 
     Raises:
@@ -94,7 +94,7 @@ def total_variation(
         u_d = v * (0.25 / v.square().sum(1, keepdim=True).sqrt().clamp_min(0.25))  # the part that shrinking takes away
         d = v - u_d
         if iteration % 5 == 0:
-            change, last = (x - last).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1e-12), x
+            change, last = (x - last).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1e-12) / 5, x
     if bool((change > tolerance).any()):
         warnings.warn(f"total variation: change {float(change.max()):.0e} after {iteration} iterations", stacklevel=2)
     return Reconstruction(x, iteration, change)
