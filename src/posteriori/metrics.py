@@ -36,7 +36,8 @@ def psnr(x: Tensor, x_0: Tensor) -> Tensor:
 
 
 def ssim(x: Tensor, x_0: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004: Gaussian window of 1.5 pixels) of every image ``(B,)``, clamped."""
+    """Structural similarity (Wang et al. 2004) of every image ``(B,)``, clamped; a Gaussian window of 1.5 pixels,
+    reflected at the borders."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     value = structural_similarity_index_measure(x.clamp(-1, 1), x_0, reduction="none", data_range=2.0)

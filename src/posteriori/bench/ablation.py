@@ -236,13 +236,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=2, help="number of seeds")
     parser.add_argument("--steps", type=int, default=Setting.steps)
     parser.add_argument("--batch", type=int, default=Setting.batch)
+    parser.add_argument("--crops", type=int, default=Setting.crops, help="of other photos, to measure on")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--figure", type=Path, help="PNG with the loss curves")
     parser.add_argument("--table", type=Path, help="Markdown file with the table")
     args = parser.parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    setting = Setting(steps=args.steps, batch=args.batch)
+    setting = Setting(steps=args.steps, batch=args.batch, crops=args.crops, loss_crops=4 * args.crops)
     out = Path(args.out)
     # Shrunk photos: crops of 32 pixels at full resolution hold little to restore.
     augmentation = Augmentation(native_share=0.25, scale=(0.25, 1.0))

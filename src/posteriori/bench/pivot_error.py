@@ -6,9 +6,9 @@ An error ``e`` of ``mu*`` is judged by its whitened size ``sqrt((|alpha_t e/sigm
 fraction of the noise that the pivot carries anyway. It must be far below 1; the target is 1e-2 for operators with an
 exact solve. The reference is for the very same float32 ``x_t`` and ``y``, in float64, and is not trusted but certified:
 with the residual ``rho`` of ``Lambda mu = h``, computed with the dense matrix of ``A``, its own whitened error is at
-most ``(sigma_t/alpha_t) |rho| / sqrt(n)``, as ``Lambda >= alpha_t^2/sigma_t^2``. Where a solve in float64 does not reach
-1e-4 a Cholesky factorisation does. For operators that solve iteratively the bound they return is shown beside the
-error; rounding the result to float32 may exceed it by 1e-4.
+most ``(sigma_t/alpha_t) |rho| / sqrt(n)``, as ``Lambda >= alpha_t^2/sigma_t^2``. Where a solve in float64 does not
+reach 1e-4 a Cholesky factorisation does. For operators that solve iteratively the bound they return is shown beside
+the error; rounding the result to float32 may exceed it by 1e-4.
 """
 
 from __future__ import annotations
