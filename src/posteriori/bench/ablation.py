@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -197,6 +198,28 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return markdown_table(["task", "form", *[title for title, _ in shown.values()]], lines)
 
 
+def document(rows: Sequence[dict[str, Any]], setting: Setting, seeds: int, picture: str | None) -> str:
+    """The table with what a reader has to know of it, in Markdown."""
+    parameters = rows[0]["parameters"] / 1e6
+    return f"""# What the network is given: an ablation
+
+A network of {parameters:.1f} M parameters is trained from scratch for each form, {setting.steps} steps of {setting.batch} crops of
+{setting.size}x{setting.size} pixels, sigma_y = {setting.sigma_y:g}; the same crops, masks, noise and weight of the loss for all, {seeds} seeds (mean ± half
+the spread between them). Measured on {setting.crops} crops of other photos: the loss on fixed draws, PSNR of the posterior mean
+from one evaluation, of single samples ({setting.nfe} evaluations), the fair CRPS of {setting.samples} samples, their pooled whitened residual (1 is
+right), and their pooled squared error over that of the mean (2 is right for one sample, {1 + 1 / setting.samples:g} for the mean of {setting.samples}).
+
+- *paper*: `c_skip(q) mu* + c_out(q) F([c_in(q) mu*, x_y/s, diagonal])`, the pivot behind the backbone's scalars
+- *Palette*: `c_skip(q) u + c_out(q) F([c_in(q) u, x_y/s, diagonal])`, no pivot
+- *linear estimate with scalars*: `x_lin + c_out(q) F([c_in(q) u, x_lin/s, diagonal])`, one solve
+- *c(Q) and the linear estimate*: `c_skip(Q) mu* + c_out(Q) F([c_in(Q) mu*, x_lin/s, diagonal])`, the default
+
+{table(rows)}
+{f"{chr(10)}![Validation loss during training]({picture}){chr(10)}" if picture else ""}
+    python -m posteriori.bench.ablation PHOTOS --out runs/ablation
+"""  # noqa: E501 - lines of the document, not of the code
+
+
 def figure(folder: Path, path: Path, seeds: Sequence[int]) -> None:
     """Loss on fixed validation draws against steps: one panel per task, one colour per form, one line per seed."""
     import matplotlib as mpl
@@ -269,7 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say("\n" + table(rows))
     if args.table:
         args.table.parent.mkdir(parents=True, exist_ok=True)
-        args.table.write_text(table(rows) + "\n")
+        picture = os.path.relpath(args.figure, args.table.parent) if args.figure else None
+        args.table.write_text(document(rows, setting, args.seeds, picture))
     if args.figure:
         figure(out, args.figure, range(args.seeds))
 
