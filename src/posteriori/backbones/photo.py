@@ -117,6 +117,10 @@ class PhotoNet(nn.Module):
         self.head_modulation = _Modulation(channels[0], embedding)
         self.head = nn.Conv2d(channels[0], image_channels * 4, 3, padding=1)
         _zero(self.head)
+        # The norm before the head loses every pixel's amplitude; a linear readout of the stream keeps it.
+        self.readout_modulation = _Modulation(channels[0], embedding)
+        self.readout = nn.Conv2d(channels[0], image_channels * 4, 1)
+        _zero(self.readout)
 
     @property
     def stride(self) -> int:
@@ -158,6 +162,6 @@ class PhotoNet(nn.Module):
                 x = skips[level] + functional.pixel_shuffle(self.grow[level](x), 2)
             for block in self.up[level].children():
                 x = block(x, embedding)
-        x = self.head_modulation(self.head_norm(x), embedding)
-        x = functional.pixel_shuffle(self.head(functional.silu(x)), 2)
-        return x[..., :h, :w]
+        bounded = functional.silu(self.head_modulation(self.head_norm(x), embedding))
+        x = self.head(bounded) + self.readout(self.readout_modulation(x, embedding))
+        return functional.pixel_shuffle(x, 2)[..., :h, :w]
