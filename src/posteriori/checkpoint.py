@@ -194,6 +194,7 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> NetworkDenoise
         state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(weights).items()}
         denoiser.backbone.load_state_dict(state)
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{weights} does not fit its card: {str(error).splitlines()[0]}") from None
+        reason = " ".join(str(error).split())[:300]  # torch lists every tensor, one per line
+        raise CheckpointError(f"{weights} does not fit its card ({reason}): copy the model again") from None
     denoiser.card = card  # type: ignore[assignment]
     return denoiser.eval().requires_grad_(False).to(device)

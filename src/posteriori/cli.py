@@ -57,8 +57,7 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         code = app(args=arguments, prog_name="posteriori", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted; finished results are kept, start again to continue", err=True)
-        return 130
+        code = 130  # what typer itself returns in some versions
     except typer.Exit as error:
         return int(error.exit_code)
     except _USAGE_ERROR as error:
@@ -73,6 +72,8 @@ def run(arguments: list[str] | None = None) -> int:
         traceback.print_exc()
         typer.echo("this is a bug in posteriori: please report the lines above", err=True)
         return 1
+    if code == 130:
+        typer.echo("interrupted; finished results are kept, start again to continue", err=True)
     return code if isinstance(code, int) else 0
 
 
