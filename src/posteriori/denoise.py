@@ -367,7 +367,7 @@ class ExactPosterior:
         """
         t = self.schedule.t_max
         sigma = self.schedule.sigma(torch.tensor(t, dtype=torch.float64))
-        rows = [torch.randn(self.shape[1:], generator=sample_generator(seed, i)) for i in range(self.shape[0])]
+        rows = [torch.randn(self.shape[1:], generator=sample_generator(seed, i, 0)) for i in range(self.shape[0])]
         return self.denoise(torch.stack(rows).to(self.y) * float(sigma), t).mean
 
     def expand(self, n: int) -> ExactPosterior:

@@ -111,7 +111,7 @@ def _motions(count: int, size: int, rng: Rng) -> LinearOperator:
         if rng.random() < 0.15:
             kernels.append(_disk(largest, float(rng.uniform(1, 8))))
             continue
-        own = largest if rng.random() < 0.5 else int(rng.integers(4, (largest + 1) // 2)) * 2 + 1
+        own = largest if rng.random() < 0.5 or largest < 11 else int(rng.integers(4, (largest + 1) // 2)) * 2 + 1
         kernel = torch.zeros(largest, largest)
         start = (largest - own) // 2
         kernel[start : start + own, start : start + own] = _motion(own, int(rng.integers(2000)))
