@@ -74,7 +74,7 @@ class TiledBackbone(nn.Module):
             not agree.
     """
 
-    def __init__(self, backbone: nn.Module, core: int = 512, halo: int = 64, blend: int = 32) -> None:
+    def __init__(self, backbone: nn.Module, core: int = 512, halo: int = 128, blend: int = 32) -> None:
         super().__init__()
         if not isinstance(getattr(backbone, "stride", None), int):
             raise ValueError(f"{type(backbone).__name__} states no stride: only convolutional networks can be tiled")
