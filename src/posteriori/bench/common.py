@@ -59,7 +59,7 @@ def read_photo(path: Path, size: int) -> Tensor:
     if min(h, w) < size:
         raise ValueError(f"{path.name} has {w}x{h} pixels, fewer than the crop of {size}")
     top, left = (h - size) // 2, (w - size) // 2
-    crop = np.ascontiguousarray(pixels[top : top + size, left : left + size])
+    crop = pixels[top : top + size, left : left + size].copy()  # the decoder's own memory is read-only
     return torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
