@@ -32,7 +32,9 @@ CLASSES = (
     "VE",
     "VP",
 )
-FUNCTIONS = ("linear_estimate", "load", "measure", "pivot", "sample", "sample_pivot", "save")
+FUNCTIONS = (
+    "linear_estimate", "load", "measure", "pivot", "read_image", "sample", "sample_pivot", "save", "write_image",
+)  # fmt: skip
 
 
 def python(code: str) -> str:

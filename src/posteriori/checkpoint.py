@@ -98,6 +98,7 @@ def save(denoiser: NetworkDenoiser, folder: str | Path, card: dict[str, Any], dt
     weights = folder / "model.safetensors"
     temporary = folder / ".model.safetensors.partial"
     save_file(state, temporary)
+    temporary.chmod(0o644)  # safetensors writes files that only their owner can read
     full = {**card, "format": FORMAT, "sha256": _hash(temporary)}
     missing = [field for field in REQUIRED if field not in full]
     if missing:
