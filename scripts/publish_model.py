@@ -84,9 +84,12 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, required=True)
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--attribution", type=Path, nargs="+", required=True)
+    parser.add_argument("--note", help="what the recipe does not tell of how these weights were trained")
     args = parser.parse_args()
     card = json.loads((args.model / "model.json").read_text())
     figures, calibration = (json.loads(p.read_text()) for p in (args.figures, args.calibration))
+    if args.note:
+        card["training"]["note"] = args.note
     card["figures"] = {
         "what": "100 unseen photos of 256x256 pixels, sigma_y 0.05; PSNR in dB, mean over photos; tv is colour total "
         "variation, converged, weight tuned per task on other photos",
