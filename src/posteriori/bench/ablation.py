@@ -55,7 +55,7 @@ NAMES = {
 class Setting:
     """What all runs share."""
 
-    steps: int = 1500
+    steps: int = 800
     batch: int = 32
     size: int = 32
     sigma_y: float = 0.05
