@@ -195,7 +195,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 spread = f" ± {np.ptp(values) / 2:.{digits}f}" if len(values) > 1 else ""
                 cells.append(f"{values.mean():.{digits}f}{spread}")
             lines.append([task, NAMES[form], *cells])
-    return markdown_table(["task", "form", *[title for title, _ in shown.values()]], lines)
+    return markdown_table(["task", "form", *[title for title, _ in shown.values()]], lines, names=2)
 
 
 def document(rows: Sequence[dict[str, Any]], setting: Setting, seeds: int, picture: str | None) -> str:

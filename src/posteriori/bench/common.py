@@ -97,10 +97,10 @@ class Results:
         return self._rows[wanted]
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; numbers are aligned to the right."""
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], names: int = 1) -> str:
+    """A Markdown table: ``names`` columns aligned to the left, then numbers, to the right."""
     cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row] for row in rows]
-    lines = [" | ".join(header), " | ".join(["---", *["---:"] * (len(header) - 1)])]
+    lines = [" | ".join(header), " | ".join(["---"] * names + ["---:"] * (len(header) - names))]
     return "\n".join(f"| {line} |" for line in [*lines, *map(" | ".join, cells)])
 
 

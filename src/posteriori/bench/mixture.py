@@ -105,7 +105,7 @@ def table(rows: Sequence[dict[str, Any]], floors: dict[int, dict[str, float]]) -
                 found = {r["nfe"]: f"{r[name] / floor[name]:.2f}" for r in cells}
                 if found:
                     lines.append([d, name, solver, *[found.get(n, "") for n in nfes], f"{floor[name]:.4f}"])
-    return markdown_table(["d", "distance / floor", "solver", *[f"{n} NFE" for n in nfes], "floor"], lines)
+    return markdown_table(["d", "distance / floor", "solver", *[f"{n} NFE" for n in nfes], "floor"], lines, names=3)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
