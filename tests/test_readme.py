@@ -142,6 +142,7 @@ def is_help(words: list[str]) -> bool:
 def test_command_line_parses(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The README shows an option, command or choice that the program does not have."""
     import typer
+
     from posteriori.cli import app
 
     monkeypatch.chdir(tmp_path)
@@ -155,6 +156,7 @@ def test_command_line_parses(words: list[str], tmp_path: Path, monkeypatch: pyte
 def test_the_parser_check_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check above would pass whatever the README says."""
     import typer
+
     from posteriori.cli import app
 
     monkeypatch.chdir(tmp_path)
