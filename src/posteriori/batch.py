@@ -237,10 +237,21 @@ def _demo_table(rows: list[DemoRow]) -> Table:
     return table
 
 
+def _measured(card: dict[str, Any]) -> str:
+    """The figures of a card, one line per task: PSNR of the mean from one evaluation, beside total variation."""
+    figures = card.get("figures", {})
+    tasks = figures.get("tasks") if isinstance(figures, dict) else None
+    if not tasks:
+        return "none"
+    lines = [f"{task} {row['mmse']:.1f} dB" + (f" (TV {row['tv']:.1f})" if "tv" in row else "")
+             for task, row in tasks.items() if "mmse" in row]  # fmt: skip
+    return "\n".join([*lines, str(figures.get("what", ""))])
+
+
 def models_table() -> Table:
     """The bundled models, one per row."""
     table = Table(show_lines=True)
-    for column in ("model", "size", "tasks", "sigma_y", "training data and licence", "figures"):
+    for column in ("model", "size", "tasks", "sigma_y", "training data and licence", "measured"):
         table.add_column(column)
     for name in bundled_models():
         card = read_card(name)
@@ -248,10 +259,8 @@ def models_table() -> Table:
         low, high = card["sigma_y_range"]
         tasks = [t for t in card["tasks"] if t != "none"]
         data: Any = card["training_data"]
-        told = "\n".join(f"{k}: {v}" for k, v in data.items()) if isinstance(data, dict) else str(data)
-        figures: Any = card.get("figures", {})
-        measured = "\n".join(f"{k}: {v}" for k, v in figures.items()) if isinstance(figures, dict) else str(figures)
-        cells = (name, f"{size / 2**20:.1f} MiB", ", ".join(tasks), f"{low:g} to {high:g}", told, measured or "none")
+        told = "\n".join(str(v) for v in data.values()) if isinstance(data, dict) else str(data)
+        cells = (name, f"{size / 2**20:.1f} MiB", ", ".join(tasks), f"{low:g} to {high:g}", told, _measured(card))
         table.add_row(*map(escape, cells))
     if not bundled_models():
         table.add_row("none", "", "", "", "", "")
