@@ -406,3 +406,20 @@ def test_masks() -> None:
         assert set(strokes.unique().tolist()) <= {0.0, 1.0}
         assert 0 < float(strokes.mean()) < 1
     assert float(box_mask((5, 5), (9, 9)).sum()) == 0
+
+
+def test_init_starts_from_the_weights_of_a_model(photos: Path, tmp_path: Path) -> None:
+    """A fine-tune would start from noise, or change nothing but say it did: at a learning rate of 0 the weights are
+    those of the model it names."""
+    first = recipe(photos, tmp_path, steps=3)
+    train(first, tmp_path / "first", progress=False)
+    start = tmp_path / "first" / "model"
+    second = recipe(photos, tmp_path, steps=1, learning_rate=0.0, weight_decay=0.0, init=str(start), seed=5)
+    train(second, tmp_path / "second", progress=False)
+    before, after = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    other = {"kind": "photo", "image_channels": 3, "channels": [8, 16], "blocks": [1, 1], "embedding": 16}
+    for name, network in ((str(start), other), (str(tmp_path / "nowhere"), first.network)):
+        with pytest.raises(RecipeError, match="init"):
+            train(recipe(photos, tmp_path, init=name, network=network), tmp_path / "third", progress=False)
+    assert not list((tmp_path / "third").glob("*"))

@@ -37,6 +37,8 @@ class Recipe:
 
     Attributes:
         name: of the model.
+        init: a model whose weights the run starts from (bundled name, folder or hub id); its network must be this
+            recipe's.
         data: root folder that the folders of ``sources`` are relative to.
         sources: folders of photos.
         training_data: what the card says of the data: a name, a licence, an attribution.
@@ -63,6 +65,7 @@ class Recipe:
     network: dict[str, Any]
     crops: list[CropSize]
     data: str = ""
+    init: str = ""
     training_data: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "VE", "sigma_min": 0.002, "sigma_max": 80.0})
     scaling: dict[str, Any] = field(default_factory=lambda: {"kind": "edm", "data_std": 0.5})

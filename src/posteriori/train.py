@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from posteriori.checkpoint import build_denoiser, save
+from posteriori.checkpoint import CheckpointError, build_denoiser, load, save
 from posteriori.data import Photos, PhotoSource
 from posteriori.denoise import NetworkDenoiser
 from posteriori.objective import LossScale, Problem, eps_loss
@@ -138,6 +138,7 @@ def card_of(recipe: Recipe, step: int) -> dict[str, Any]:
             "ema": recipe.ema,
             "noise": asdict(recipe.noise),
             "seed": recipe.seed,
+            **({"init": recipe.init} if recipe.init else {}),
         },
     }
 
@@ -189,6 +190,8 @@ def train(
         denoiser = build_denoiser(card_of(recipe, 0)).to(accelerator.device)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"network, schedule, scaling or preconditioning: {error}") from None
+    if recipe.init:
+        _start_from(recipe.init, denoiser)
     network = denoiser.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     scale = LossScale().to(accelerator.device)
     trained = [{"params": list(network.parameters()), "factor": 1.0}]
@@ -261,6 +264,15 @@ def train(
     ema.copy_to(network.parameters())
     denoiser.backbone = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     return denoiser.eval()
+
+
+def _start_from(model: str, denoiser: NetworkDenoiser) -> None:
+    try:
+        weights = load(model).backbone.state_dict()
+        denoiser.backbone.load_state_dict(weights)
+    except (CheckpointError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RecipeError(f"init: cannot start from {model!r} ({reason}): give a model with this network") from None
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

@@ -1,6 +1,6 @@
 """Linear operators with exact solves. See :mod:`posteriori.operators.base` for the protocol."""
 
-from posteriori.operators.base import KrylovOperator, LinearOperator, SpectralOperator, per_sample
+from posteriori.operators.base import LinearOperator, SpectralOperator, per_sample
 from posteriori.operators.checking import CheckRow, OperatorCheckError, check, report
 from posteriori.operators.convolution import (
     Blur,
@@ -15,6 +15,7 @@ from posteriori.operators.dense import Matrix
 from posteriori.operators.diagonal import Identity, Inpainting, Nothing, Weighting
 from posteriori.operators.fourier import CircularConvolution
 from posteriori.operators.kronecker import Separable
+from posteriori.operators.krylov import KrylovOperator
 
 __all__ = [
     "Blur",

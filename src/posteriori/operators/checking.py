@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from posteriori.operators.base import KrylovOperator, LinearOperator
+from posteriori.operators.base import LinearOperator
+from posteriori.operators.krylov import KrylovOperator
 
 __all__ = ["CheckRow", "OperatorCheckError", "check", "report"]
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from posteriori.operators.base import KrylovOperator, LinearOperator, full_precision, transpose
+from posteriori.operators.base import LinearOperator, full_precision, transpose
 from posteriori.operators.fourier import CircularConvolution
 from posteriori.operators.kronecker import Boundary, ConvolutionAxis, ResamplingAxis, Separable
+from posteriori.operators.krylov import KrylovOperator
 
 __all__ = ["Blur", "Downsampling", "GaussianBlur", "PaddedConvolution", "gaussian_taps", "motion_kernel"]
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from posteriori.operators.base import KrylovOperator, full_precision, transpose
+from posteriori.operators.base import full_precision, transpose
+from posteriori.operators.krylov import KrylovOperator
 
 __all__ = ["Callable"]
 
