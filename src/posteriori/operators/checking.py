@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from posteriori.operators.base import LinearOperator
+from posteriori.operators.custom import Callable
 from posteriori.operators.krylov import KrylovOperator
 
 __all__ = ["CheckRow", "OperatorCheckError", "check", "report"]
@@ -43,7 +44,7 @@ def report(
     *,
     batch: int = 2,
     seed: int = 0,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
 ) -> list[CheckRow]:
     """Run every check and return the figures.
 
@@ -53,8 +54,11 @@ def report(
             images of 96x96 (every factor from 2 to 4 divides them).
         batch: number of samples; an operator with parameters per sample decides it itself.
         seed: of the random signals.
-        dtype: precision to check in.
+        dtype: precision to check in; by default float64, or that of an operator that cannot take it.
     """
+    if isinstance(operator, Callable):
+        operator = operator.untested()  # a wrong adjoint becomes a row below
+    dtype = dtype or getattr(operator, "solve_dtype", torch.float64)
     shape = tuple(shape) if shape is not None else _natural_shape(operator)
     batch = operator.samples(1 + len(shape)) or batch
     generator = torch.Generator().manual_seed(seed)
@@ -137,7 +141,7 @@ def check(
     *,
     batch: int = 2,
     seed: int = 0,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Check linearity, the adjoint, batches, and the solves of an operator (arguments as in :func:`report`).
 

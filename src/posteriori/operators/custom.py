@@ -2,6 +2,7 @@ r"""Operators given as functions: the user's forward model, solved by conjugate 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import abc
 from collections.abc import Sequence
@@ -20,14 +21,15 @@ class Callable(KrylovOperator):
 
     Args:
         forward: linear function from ``(B, *shape)`` to ``(B, *measurement)``.
-        adjoint: its transpose; derived by automatic differentiation when left out.
+        adjoint: its transpose; derived by automatic differentiation when left out. When given it is tested once, on
+            its first use: a wrong one would make every restoration wrong without a word.
         shape: shape of a signal without the batch.
         tolerance: whitened error at which solves stop.
         max_iterations: iterations after which a solve gives up with a warning.
         dtype: precision of solves; give ``torch.float32`` when ``forward`` cannot take float64.
 
     Raises:
-        ValueError: when ``shape`` is not positive.
+        ValueError: when ``shape`` is not positive, and on the first use of an ``adjoint`` that is not the transpose.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Callable(KrylovOperator):
         self.tolerance = tolerance
         self.max_iterations = max_iterations
         self._dtype = dtype
+        self._tested = adjoint is None
 
     @property
     def solve_dtype(self) -> torch.dtype:
@@ -59,8 +62,41 @@ class Callable(KrylovOperator):
     @full_precision
     def adjoint(self, y: Tensor) -> Tensor:
         if self._adjoint is not None:
+            if not self._tested:
+                self._dot_test(y)
+                self._tested = True
             return self._adjoint(y)
         return transpose(self._forward, self.shape, y)
 
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return self.shape
+
+    @torch.no_grad()
+    def _dot_test(self, y: Tensor) -> None:
+        """``<A x, z> = <x, A^T z>`` at a random ``x``; ``z`` is half ``A x``, which sees a wrong scale at any size, and
+        half random, which sees a wrong direction."""
+        assert self._adjoint is not None
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(y.shape[0], *self.shape, generator=generator, dtype=torch.float64).to(y)
+        a_x = self._forward(x)
+        noise = torch.randn(a_x.shape, generator=generator, dtype=torch.float64).to(a_x)
+        z = a_x / a_x.norm().clamp_min(1e-30) + noise / noise.norm()
+        back = self._adjoint(z)
+        if back.shape != x.shape:
+            raise ValueError(
+                f"the adjoint gives shape {tuple(back.shape[1:])}, the signal has {self.shape}: "
+                "leave the adjoint out to have it derived"
+            )
+        left, right = (float((u.double() * v.double()).sum()) for u, v in ((a_x, z), (x, back)))
+        mismatch = abs(left - right) / max(float(a_x.double().norm()), 1e-30)
+        if not mismatch <= 1e-4:
+            raise ValueError(
+                f"the adjoint is not the transpose of forward: <Ax, z> and <x, A'z> differ by {mismatch:.1e} of "
+                "|Ax| |z| (allowed 1e-4), or forward is not linear: leave the adjoint out to have it derived"
+            )
+
+    def untested(self) -> Callable:
+        """The same operator without the test of its adjoint, for those that test it themselves."""
+        other = copy.copy(self)
+        other._tested = True
+        return other
