@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint req
 # Installed again only after one of these changed.
 INPUTS := pyproject.toml requirements/constraints.txt src/posteriori/_version.py
 # pdoc follows __all__, which names few modules (those filtered out here); the others are named one by one.
-MODULES = $(filter-out posteriori.operators posteriori.pivot posteriori.priors posteriori.sample, $(subst /,.,\
+MODULES = $(filter-out posteriori.adapters posteriori.operators posteriori.pivot posteriori.priors posteriori.sample, $(subst /,.,\
   $(patsubst src/%.py,%,$(wildcard src/posteriori/[a-z]*.py)) \
   $(patsubst src/%/__init__.py,%,$(wildcard src/posteriori/*/__init__.py))))
 

@@ -38,6 +38,7 @@ FLOORS = {
     "metrics": 4,
     "tasks": 4,
     "images": 4,
+    "adapters": 4,
     "loading": 4,
     "sheets": 4,
     "tiling": 4,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from posteriori._version import __version__
 
 if TYPE_CHECKING:
-    from posteriori import operators, priors
+    from posteriori import adapters, operators, priors
     from posteriori.checkpoint import load, save
     from posteriori.denoise import Denoiser, ExactPosterior, NetworkDenoiser, Posterior
     from posteriori.images import read_image, write_image
@@ -39,6 +39,7 @@ __all__ = [
     "RectifiedFlow",
     "Schedule",
     "__version__",
+    "adapters",
     "linear_estimate",
     "load",
     "measure",
@@ -52,7 +53,7 @@ __all__ = [
     "write_image",
 ]
 
-_SUBMODULES = frozenset({"operators", "priors"})
+_SUBMODULES = frozenset({"adapters", "operators", "priors"})
 _HOME = {
     "VE": "schedule",
     "VP": "schedule",
