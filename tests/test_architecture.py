@@ -47,6 +47,7 @@ FLOORS = {
     "bench": 5,
     "problems": 5,
     "restore": 5,
+    "checks": 5,
     "demo": 5,
     "batch": 5,
     "cli": 6,

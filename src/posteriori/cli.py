@@ -9,12 +9,9 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from posteriori.operators.checking import CheckRow
 
 __all__ = ["app", "main"]
 
@@ -228,32 +225,33 @@ def models() -> None:
 
 @app.command()
 def check(
-    operator: Annotated[str, typer.Argument(help="module:name or file.py:name", show_default=False)],
+    operator: Annotated[
+        str, typer.Argument(help="module:name or file.py:name of an operator or of what makes one.", show_default=False)
+    ],
     shape: Annotated[
         str | None, typer.Option(help="Shape of a signal (default the operator's own, or 3,64,64)")
     ] = None,
 ) -> None:
-    """Check an operator: adjoint, linearity, batches, solves. Exit code 3 when a check fails."""
-    from rich.console import Console
+    """Check an operator of your own and measure it; prints Markdown tables. Exit code 3 when a check fails.
 
+    Checked: adjoint, linearity, repeatability, batches, solves. Measured: singular values, how exact the pivot is at
+    20 pairs of noise levels, time and memory. It may come from posteriori, scipy, pylops or deepinv.
+    """
+    from posteriori.checks import inspect_operator
     from posteriori.loading import load_operator
-    from posteriori.operators import report
 
     sizes = _shape(shape) if shape else None
     found = load_operator(operator, sizes or (3, 64, 64))
-    if sizes is None and getattr(found, "shape", None) is None:
-        sizes = (3, 64, 64)
     try:
-        rows = report(found, sizes)
+        inspection = inspect_operator(found, sizes or getattr(found, "shape", None) or (3, 64, 64))
     except Exception as error:  # whatever the user's operator does
         first = " ".join(str(error).split())
         typer.echo(f"check failed: {found!r} raised {type(error).__name__}: {first}", err=True)
         raise typer.Exit(3) from None
-    Console().print(_check_table(repr(found), rows))
-    failed = [row for row in rows if not row.passed]
-    for row in failed:
+    typer.echo(inspection.text())
+    for row in inspection.failed:
         typer.echo(f"check failed: {row.name}: {row.advice}", err=True)
-    if failed:
+    if inspection.failed:
         raise typer.Exit(3)
 
 
@@ -262,18 +260,6 @@ def _shape(text: str) -> tuple[int, ...]:
     if not all(p.strip().isdigit() and int(p) > 0 for p in parts):
         raise UsageError(f"--shape is {text!r}: give positive sizes such as 3,64,64")
     return tuple(int(p) for p in parts)
-
-
-def _check_table(title: str, rows: list[CheckRow]) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=escape(title), title_justify="left")
-    for column in ("check", "error", "allowed", ""):
-        table.add_column(column, justify="left" if column in ("check", "") else "right")
-    for row in rows:
-        table.add_row(row.name, f"{row.error:.1e}", f"{row.limit:.0e}", "ok" if row.passed else "FAILED")
-    return table
 
 
 @app.command()
