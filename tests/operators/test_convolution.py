@@ -262,6 +262,141 @@ class TestPaddedZero(_Padded):
     boundary = "zero"
 
 
+class TestBlur1d(OperatorSuite):
+    shape = (9,)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        A = Blur(kernel(4), "reflect")
+        assert isinstance(A, Separable)
+        return A
+
+
+class TestBlur1dPerSample(OperatorSuite):
+    shape = (7,)
+    tied = True
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return Blur(torch.stack([kernel(3, seed=i) for i in samples]), "zero", per_sample=True)
+
+
+class TestBlur1dOfChannels(OperatorSuite):
+    """A kernel with one dimension acts along the last one."""
+
+    shape = (2, 3, 6)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return Blur(kernel(3), "replicate")
+
+
+class TestBlurSeparableVolume(OperatorSuite):
+    shape = (1, 4, 3, 5)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        A = Blur(torch.einsum("i,j,k->ijk", kernel(3), kernel(2, seed=1), kernel(4, seed=2)), "reflect")
+        assert isinstance(A, Separable)
+        return A
+
+
+class TestGaussianVolume(OperatorSuite):
+    """Signals ``(D, H, W)``: the three blurred dimensions are all there is."""
+
+    shape = (4, 3, 5)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return GaussianBlur(0.6, dims=3)
+
+
+class TestGaussian1dWidthPerSample(OperatorSuite):
+    shape = (2, 7)
+    tied = True
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return GaussianBlur([0.4 + 0.1 * i for i in samples], dims=1)
+
+
+class TestValid1d(OperatorSuite):
+    shape = (9,)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return Blur(kernel(4), "valid")
+
+
+class TestValidSeparable(OperatorSuite):
+    shape = (2, 6, 7)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        A = Blur(torch.outer(kernel(3), kernel(4, seed=1)), "valid")
+        assert isinstance(A, Separable)
+        return A
+
+
+class TestValidKernelAsLargeAsTheImage(OperatorSuite):
+    """One number is measured."""
+
+    shape = (1, 3, 4)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return Blur(torch.outer(kernel(3), kernel(4, seed=1)), "valid")
+
+
+class TestGaussianValid(OperatorSuite):
+    shape = (1, 9, 10)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return GaussianBlur(0.7, 5, "valid")
+
+
+class TestBox1dBy3(OperatorSuite):
+    shape = (2, 9)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return Downsampling(3, dims=1)
+
+
+class TestBicubic1dBy2(OperatorSuite):
+    shape = (10,)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return Downsampling(2, "bicubic", dims=1)
+
+
+class TestBoxOfVolumeSlices(OperatorSuite):
+    """Thick slices: only one of the dimensions is downsampled."""
+
+    shape = (1, 6, 3, 2)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return Downsampling((3, 1, 1))
+
+
+class TestBicubicVolume(OperatorSuite):
+    shape = (4, 6, 2)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return Downsampling(2, "bicubic", dims=3)
+
+
+class TestGaussianBy2(OperatorSuite):
+    shape = (1, 6, 8)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return Downsampling(2, "gaussian")
+
+
+class TestGaussianBy3(OperatorSuite):
+    shape = (1, 6, 9)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return Downsampling(3, "gaussian", "zero", sigma=0.8)
+
+
+class TestTapsValidBy2(OperatorSuite):
+    shape = (1, 7, 9)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return Downsampling(2, torch.outer(kernel(3), kernel(5, seed=1)), "valid")
+
+
 def test_structure_is_found() -> None:
     """A separable or circular blur solved by conjugate gradients: slow and inexact without need."""
     rank_one = torch.outer(kernel(3), kernel(5))
@@ -269,21 +404,30 @@ def test_structure_is_found() -> None:
     assert Blur(rank_one.float()).solver == "exact (kronecker-svd)"
     assert Blur(kernel(3, 3), "circular").solver == "exact (fft)"
     assert Blur(kernel(3, 3)).solver == "cg"
+    assert Blur(kernel(3, 3), "valid").solver == "cg"
+    assert Blur(kernel(5)).solver == "exact (kronecker-svd)"
+    assert Blur(kernel(3, 3, 3), "circular").solver == "exact (fft)"
+    assert Downsampling(2, kernel(3, 3), "circular").solver == "exact (polyphase)"
+    assert Downsampling(2, rank_one, "circular").solver == "exact (kronecker-svd)"
 
 
 def test_bad_kernels_and_boundaries_are_refused() -> None:
     """Each would give a wrong picture, or an error from deep inside."""
-    for bad in (torch.ones(3), torch.ones(0, 3), torch.full((3, 3), float("nan")), torch.ones(2, 3, 3)):
+    for bad in (torch.tensor(1.0), torch.ones(0, 3), torch.full((3, 3), float("nan"))):
         with pytest.raises(ValueError, match="kernel"):
             Blur(bad)
+    with pytest.raises(ValueError, match="acts on batches"):
+        Blur(torch.ones(2, 3, 3))(torch.zeros(2, 8, 8))
+    with pytest.raises(ValueError, match="crop the kernel"):
+        Blur(torch.ones(9, 9), "valid")(torch.zeros(1, 1, 8, 10))
+    with pytest.raises(ValueError, match="too long for a dense SVD"):
+        Blur(kernel(3))(torch.zeros(1, 10_000))
     with pytest.raises(ValueError, match="unknown boundary"):
         Blur(kernel(3, 3), "mirror")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown boundary"):
         PaddedConvolution(kernel(3, 3), "circular")
     with pytest.raises(ValueError, match="kernel"):
         PaddedConvolution(kernel(3))
-    with pytest.raises(ValueError, match="per sample needs boundary='circular'"):
-        Blur(torch.stack([kernel(3, 3), kernel(3, 3)]), per_sample=True)
     with pytest.raises(ValueError, match="does not fit"):
         CircularConvolution(kernel(5, 5))(torch.zeros(1, 1, 4, 4))
     with pytest.raises(ValueError, match="too large to reflect"):
@@ -304,6 +448,18 @@ def test_bad_widths_and_factors_are_refused() -> None:
         Downsampling(2, "lanczos")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not separable"):
         Downsampling(2, kernel(3, 3))
+    with pytest.raises(ValueError, match="3 of them"):
+        Downsampling((2, 2), torch.ones(2, 2, 2) / 8)
+    with pytest.raises(ValueError, match="positive width"):
+        Downsampling(2, "gaussian", sigma=0.0)
+    with pytest.raises(ValueError, match="dims is"):
+        GaussianBlur(1.0, dims=0)
+    with pytest.raises(ValueError, match="unknown boundary"):
+        GaussianBlur(1.0, boundary="mirror")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="every 2th place"):
+        Downsampling(2, torch.ones(3) / 3, "valid")(torch.zeros(1, 8))
+    with pytest.raises(ValueError, match="factors for the axes"):
+        Separable()
     for A in (Downsampling(2), Downsampling(2, "bicubic"), Downsampling(2, torch.ones(2, 2) / 4)):
         with pytest.raises(ValueError, match="not a multiple of the factor"):
             A(torch.zeros(1, 1, 7, 8))

@@ -1,8 +1,11 @@
 r"""Blur and downsampling by name: each constructor picks the structure with an exact solve where there is one.
 
 circular, any kernel                    Fourier            exact
+the same, then decimated                polyphase          exact
 separable kernel, any boundary          Kronecker SVD      exact
 any kernel with another boundary        conjugate gradients
+
+All of them act on 1-D signals, images or volumes: as many of the last dimensions as the kernel has.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from posteriori.operators.base import LinearOperator, full_precision, transpose
+from posteriori.operators.boundaries import BoundaryConvolution
+from posteriori.operators.decimation import CircularDownsampling
 from posteriori.operators.fourier import CircularConvolution
 from posteriori.operators.kronecker import Boundary, ConvolutionAxis, ResamplingAxis, Separable
 from posteriori.operators.krylov import KrylovOperator
@@ -120,26 +125,46 @@ class PaddedConvolution(KrylovOperator):
         return f"Blur({'x'.join(map(str, self.kernel.shape))}, {self.boundary}) [{self.solver}]"
 
 
-def _separate(kernel: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Vertical and horizontal taps of a rank-one kernel, else ``None``."""
-    u, s, vt = torch.linalg.svd(kernel.double())
+def _separate(kernel: Tensor) -> list[tuple[float, ...]] | None:
+    """Taps along each dimension of a rank-one kernel, else ``None``."""
+    if kernel.ndim == 1:
+        return [tuple(kernel.double().tolist())]
+    u, s, vt = torch.linalg.svd(kernel.double().flatten(1), full_matrices=False)
     if s.numel() > 1 and float(s[1]) > 1e-6 * float(s[0]):
         return None
     sign = 1.0 if float(u[:, 0].sum()) >= 0 else -1.0  # never 0: the taps of a derivative sum to 0
     root = float(s[0]) ** 0.5
-    return tuple((sign * root * u[:, 0]).tolist()), tuple((sign * root * vt[0]).tolist())
+    rest = _separate((sign * root * vt[0]).reshape(kernel.shape[1:]))
+    return None if rest is None else [tuple((sign * root * u[:, 0]).tolist()), *rest]
+
+
+def _check_boundary(boundary: str) -> None:
+    if boundary not in ("reflect", "replicate", "zero", "circular", "valid"):
+        raise ValueError(f"unknown boundary {boundary!r}: choose 'reflect', 'replicate', 'zero', 'circular' or 'valid'")
+
+
+def _kernel(kernel: Tensor, batch: bool = False) -> Tensor:
+    k = torch.as_tensor(kernel)
+    k = k if k.is_floating_point() else k.float()
+    if k.ndim < 1 + batch or k.numel() == 0 or not bool(torch.isfinite(k).all()):
+        raise ValueError(
+            "a kernel is a finite tensor, (k,) for signals, (kh, kw) for images, (kd, kh, kw) for volumes, the batch "
+            f"first per sample; got {tuple(k.shape)}"
+        )
+    return k
 
 
 def Blur(  # noqa: N802 - a constructor by name, like the classes beside it
     kernel: Tensor, boundary: Boundary = "reflect", *, per_sample: bool = False
 ) -> LinearOperator:
-    """Convolution of images with a kernel.
+    """Convolution of signals, images or volumes with a kernel.
 
     Args:
-        kernel: ``(kh, kw)``, centre at entry ``size // 2``; with ``per_sample`` ``(B, kh, kw)``. It is used as it
-            is; most kernels should sum to 1.
-        boundary: what lies outside the image: ``"reflect"`` (border pixel not repeated), ``"replicate"``,
-            ``"zero"`` or ``"circular"``.
+        kernel: ``(k,)``, ``(kh, kw)`` or ``(kd, kh, kw)``, centre at entry ``size // 2``; with ``per_sample`` the
+            batch comes first. It acts on as many of the last dimensions as it has. It is used as it is; most kernels
+            should sum to 1.
+        boundary: what lies outside: ``"reflect"`` (border entry not repeated), ``"replicate"``, ``"zero"`` or
+            ``"circular"``; or ``"valid"``: the measurement is smaller, only where the whole kernel fits.
         per_sample: one kernel per sample of the batch.
 
     Returns:
@@ -149,63 +174,98 @@ def Blur(  # noqa: N802 - a constructor by name, like the classes beside it
     Raises:
         ValueError: on an unusable kernel or boundary.
     """
-    k = torch.as_tensor(kernel)
-    k = k if k.is_floating_point() else k.float()
-    if k.ndim != 2 + per_sample or k.numel() == 0 or not bool(torch.isfinite(k).all()):
-        raise ValueError(f"a blur kernel is a finite (kh, kw) tensor, (B, kh, kw) per sample; got {tuple(k.shape)}")
+    k = _kernel(kernel, per_sample)
+    _check_boundary(boundary)
     if boundary == "circular":
         return CircularConvolution(k, per_sample=per_sample)
-    if boundary not in ("reflect", "replicate", "zero"):
-        raise ValueError(f"unknown boundary {boundary!r}: choose 'reflect', 'replicate', 'zero' or 'circular'")
     factors = [_separate(one) for one in (k if per_sample else k.unsqueeze(0))]
     kept = [f for f in factors if f is not None]
     if len(kept) == len(factors):
-        heights = [ConvolutionAxis(f[0], boundary) for f in kept]
-        widths = [ConvolutionAxis(f[1], boundary) for f in kept]
-        return Separable(heights, widths, f"Blur({'x'.join(map(str, k.shape))}, {boundary})")
-    if per_sample:
-        raise ValueError(f"one non-separable kernel per sample needs boundary='circular', not {boundary!r}")
-    return PaddedConvolution(k, boundary)
+        axes = [[ConvolutionAxis(taps, boundary) for taps in axis] for axis in zip(*kept, strict=True)]
+        return Separable(*axes, name=f"Blur({'x'.join(map(str, k.shape[per_sample:]))}, {boundary})")
+    if k.ndim == 2 and boundary != "valid":
+        return PaddedConvolution(k, boundary)
+    return BoundaryConvolution(k, boundary, per_sample=per_sample)
 
 
 def GaussianBlur(  # noqa: N802
-    sigma: float | Sequence[float], taps: int | None = None, boundary: Boundary = "reflect"
+    sigma: float | Sequence[float], taps: int | None = None, boundary: Boundary = "reflect", *, dims: int = 2
 ) -> Separable:
-    """Gaussian blur of ``sigma`` pixels (one value, or one per sample), exact for every boundary."""
+    """Gaussian blur of ``sigma`` pixels (one value, or one per sample), exact for every boundary.
+
+    ``dims`` is how many of the last dimensions are blurred: 1 for signals, 2 for images, 3 for volumes.
+    """
+    _check_boundary(boundary)
+    _check_dims(dims)
     sigmas = list(sigma) if isinstance(sigma, Sequence) else [sigma]
     axes = [ConvolutionAxis(gaussian_taps(s, taps), boundary) for s in sigmas]
     shown = f"{sigmas[0]:g}" if len(sigmas) == 1 else f"{len(sigmas)} widths"
-    return Separable(axes, axes, f"GaussianBlur({shown}, {boundary})")
+    return Separable(*[axes] * dims, name=f"GaussianBlur({shown}, {boundary})")
+
+
+def _check_dims(dims: int) -> None:
+    if int(dims) != dims or dims < 1:
+        raise ValueError(f"dims is how many of the last dimensions are meant, a whole number from 1 on; got {dims}")
+
+
+def _block_gaussian(factor: int, sigma: float | None) -> tuple[float, ...]:
+    """Gaussian taps centred on a block, out to 4 sigma; of a block of even size its centre lies between entries."""
+    if factor == 1 and sigma is None:
+        return (1.0,)
+    s = (factor - 1) / 2 if sigma is None else sigma
+    if not (s > 0 and math.isfinite(s)):
+        raise ValueError(f"a Gaussian filter needs a positive width in pixels, got {s}")
+    radius = math.ceil(4 * s) + (0 if factor % 2 else 0.5)
+    values = [math.exp(-0.5 * ((i - radius) / s) ** 2) for i in range(int(2 * radius) + 1)]
+    return tuple(v / sum(values) for v in values)
 
 
 def Downsampling(  # noqa: N802
-    factor: int,
-    kernel: Literal["box", "bicubic"] | Tensor = "box",
+    factor: int | Sequence[int],
+    kernel: Literal["box", "bicubic", "gaussian"] | Tensor = "box",
     boundary: Boundary = "reflect",
-) -> Separable:
-    """Antialiased downsampling of images by an integer factor, exact.
+    *,
+    dims: int = 2,
+    sigma: float | None = None,
+) -> Separable | CircularDownsampling:
+    """Antialiased downsampling of signals, images or volumes by integer factors, exact.
 
     Args:
-        factor: at least 1; both sides of an image must be multiples of it.
-        kernel: ``"box"`` (block average), ``"bicubic"`` (antialiased, as Pillow), or a separable ``(kh, kw)``
-            filter centred on every block.
-        boundary: for a given filter, what lies outside the image.
+        factor: at least 1, or one for each downsampled dimension; sizes must be multiples of it.
+        kernel: ``"box"`` (block average), ``"bicubic"`` (antialiased, as Pillow), ``"gaussian"``, or a filter
+            centred on every block, with as many dimensions as are downsampled: separable, or any with the boundary
+            ``"circular"``.
+        boundary: for a Gaussian or given filter, what lies outside, as for :func:`Blur`; with ``"valid"`` the filter
+            is applied wherever it fits, at every ``factor``-th place.
+        dims: how many of the last dimensions are downsampled, where neither ``factor`` nor ``kernel`` tells.
+        sigma: width of the Gaussian in pixels of the signal; ``(factor - 1) / 2`` if left out, as scikit-image.
 
     Raises:
-        ValueError: on a bad factor or a filter that is not separable.
+        ValueError: on a bad factor or filter, or one that is not separable with a boundary other than circular.
     """
-    if int(factor) != factor or factor < 1:
-        raise ValueError(f"a downsampling factor is a whole number from 1 on, got {factor}")
+    _check_boundary(boundary)
+    _check_dims(dims)
+    rank = kernel.ndim if isinstance(kernel, Tensor) else len(factor) if isinstance(factor, Sequence) else dims
+    factors = tuple(factor) if isinstance(factor, Sequence) else (factor,) * rank
+    if len(factors) != rank or rank == 0 or any(int(f) != f or f < 1 for f in factors):
+        raise ValueError(f"a downsampling factor is a whole number from 1 on, or {rank} of them; got {factor}")
+    factors = tuple(map(int, factors))
+    shown = "x".join(map(str, factors if len(set(factors)) > 1 else factors[:1]))
     if isinstance(kernel, Tensor):
-        taps = _separate(kernel)
+        k = _kernel(kernel)
+        taps = _separate(k)
         if taps is None:
-            raise ValueError("this downsampling filter is not separable; blur with Blur and decimate by composition")
-        return Separable(
-            ConvolutionAxis(taps[0], boundary, int(factor)),
-            ConvolutionAxis(taps[1], boundary, int(factor)),
-            f"Downsampling({factor}, {'x'.join(map(str, kernel.shape))} taps)",
+            if boundary != "circular":
+                raise ValueError(f"this filter is not separable: exact with boundary='circular', not with {boundary!r}")
+            return CircularDownsampling(k, factors)
+        name = f"Downsampling({shown}, {'x'.join(map(str, k.shape))} taps, {boundary})"
+    elif kernel == "gaussian":
+        taps = [_block_gaussian(f, sigma) for f in factors]
+        name = f"Downsampling({shown}, gaussian, {boundary})"
+    elif kernel in ("box", "bicubic"):
+        return Separable(*[ResamplingAxis(f, kernel) for f in factors], name=f"Downsampling({shown}, {kernel})")
+    else:
+        raise ValueError(
+            f"unknown downsampling kernel {kernel!r}: choose 'box', 'bicubic', 'gaussian' or give the taps"
         )
-    if kernel not in ("box", "bicubic"):
-        raise ValueError(f"unknown downsampling kernel {kernel!r}: choose 'box', 'bicubic' or give the taps")
-    axis = ResamplingAxis(int(factor), kernel)
-    return Separable(axis, axis, f"Downsampling({factor}, {kernel})")
+    return Separable(*[ConvolutionAxis(t, boundary, f) for t, f in zip(taps, factors, strict=True)], name=name)

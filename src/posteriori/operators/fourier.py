@@ -58,17 +58,9 @@ class CircularConvolution(SpectralOperator):
         if key in self._transfer:
             return self._transfer[key]
         with torch.inference_mode(False):  # what is kept must serve training too
-            if any(k > n for k, n in zip(self.kernel.shape[1:], sizes, strict=True)):
-                raise ValueError(
-                    f"a kernel of {tuple(self.kernel.shape[1:])} does not fit a signal of {sizes}: crop the kernel"
-                )
-            padded = self.kernel.new_zeros(self.kernel.shape[0], *sizes, dtype=torch.float64)
-            padded[(slice(None), *[slice(0, k) for k in self.kernel.shape[1:]])] = self.kernel.double()
-            shifts = [-(k // 2) for k in self.kernel.shape[1:]]
-            padded = torch.roll(padded, shifts, self.axes)
-            k = torch.fft.rfftn(padded, dim=self.axes)
+            k = transfer_function(self.kernel, sizes)
             k = k.reshape(k.shape[0], *[1] * (len(shape) - k.ndim), *k.shape[1:])
-            k = k.to(device=like.device, dtype=_complex(real))
+            k = k.to(device=like.device, dtype=complex_dtype(real))
         if not self.kernel.requires_grad:  # a kernel being fitted has a graph of its own at every call
             self._transfer[key] = k
         return k
@@ -101,5 +93,30 @@ class CircularConvolution(SpectralOperator):
         return (values * weight).sum(self.axes, keepdim=True) / math.prod(self._shape(like.shape))
 
 
-def _complex(real: torch.dtype) -> torch.dtype:
+def transfer_function(
+    kernel: Tensor, sizes: Sequence[int], offsets: Sequence[int] | None = None, *, half: bool = True
+) -> Tensor:
+    """Fourier transform of kernels ``(B, *k)`` on a grid of ``sizes``, in complex128.
+
+    Args:
+        kernel: real; the centre is entry ``size // 2``.
+        sizes: of the grid, none smaller than the kernel's.
+        offsets: how many entries further on the convolution is read, along each dimension.
+        half: keep only the non-negative frequencies of the last dimension, as ``rfftn``.
+
+    Raises:
+        ValueError: when the kernel is larger than the grid.
+    """
+    given = tuple(kernel.shape[1:])
+    if any(k > n for k, n in zip(given, sizes, strict=True)):
+        raise ValueError(f"a kernel of {given} does not fit a signal of {tuple(sizes)}: crop the kernel")
+    axes = tuple(range(1, kernel.ndim))
+    padded = kernel.new_zeros(kernel.shape[0], *sizes, dtype=torch.float64)
+    padded[(slice(None), *[slice(0, k) for k in given])] = kernel.double()
+    shifts = [-(k // 2) - o for k, o in zip(given, offsets or [0] * len(given), strict=True)]
+    padded = torch.roll(padded, shifts, axes)
+    return torch.fft.rfftn(padded, dim=axes) if half else torch.fft.fftn(padded, dim=axes)
+
+
+def complex_dtype(real: torch.dtype) -> torch.dtype:
     return torch.complex128 if real == torch.float64 else torch.complex64

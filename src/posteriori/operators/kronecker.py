@@ -1,14 +1,16 @@
-r"""Separable operators: ``A = A_h (x) A_w``. Per axis ``A_i = U_i diag(s_i) V_i^T`` by a dense SVD, hence
+r"""Separable operators: ``A = A_1 (x) ... (x) A_k`` on the last ``k`` dimensions. By a dense SVD of each axis,
+``A_i = U_i diag(s_i) V_i^T``, hence
 
-    V = V_h (x) V_w,      lam_jk = (s_h,j s_w,k)^2.
+    V = V_1 (x) ... (x) V_k,      lam = (s_1 ... s_k)^2.
 
-Any boundary is as exact as any other, and the cost is four small matrix products: reflect-padded Gaussian blur, and
-box, bicubic (antialiased) or custom downsampling by any integer factor, for any image size. Factors are computed once
-in float64 per size and kept.
+Any boundary is as exact as any other, and the cost is two small matrix products per axis: reflect-padded Gaussian blur,
+and box, bicubic (antialiased) or custom downsampling by any integer factor, of 1-D signals, images and volumes of any
+size. Factors are computed once in float64 per size and kept.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +21,9 @@ from torch import Tensor
 
 from posteriori.operators.base import SpectralFunction, SpectralOperator, full_precision
 
-Boundary = Literal["reflect", "replicate", "zero", "circular"]
+Boundary = Literal["reflect", "replicate", "zero", "circular", "valid"]
+
+LONGEST_AXIS = 8192  # each of its matrices takes half a gigabyte
 
 __all__ = ["Axis", "ConvolutionAxis", "ResamplingAxis", "Separable"]
 
@@ -66,24 +70,37 @@ def _shared_factors(axis: Axis, n: int) -> AxisFactors:
 
 
 def axis_factors(axis: Axis, n: int) -> AxisFactors:
-    """Factors of an axis; small ones (up to 512 entries) are shared by all operators of the process."""
+    """Factors of an axis; small ones (up to 512 entries) are shared by all operators of the process.
+
+    Raises:
+        ValueError: when the axis is too long for a dense decomposition.
+    """
+    if n > LONGEST_AXIS:
+        raise ValueError(
+            f"an axis of {n} entries is too long for a dense SVD (at most {LONGEST_AXIS}): use Blur with "
+            "boundary='circular', or BoundaryConvolution, which solves iteratively, or cut the signal"
+        )
     return _shared_factors(axis, n) if n <= 512 else AxisFactors.of(axis.matrix(n))
 
 
 class Separable(SpectralOperator):
-    """``A = A_h (x) A_w`` on the last two dimensions of a signal ``(B, ..., H, W)``.
+    """``A = A_1 (x) ... (x) A_k`` on the last ``k`` dimensions of a signal: ``(B, ..., n)``, ``(B, ..., H, W)``, ....
 
     Args:
-        height, width: what is done along each axis: one :class:`Axis`, or a sequence with one per sample.
+        axes: what is done along each of the last dimensions, in their order: one :class:`Axis`, or a sequence with one
+            per sample.
         name: for :meth:`describe`.
+
+    Raises:
+        ValueError: without axes, or when they are for different numbers of samples.
     """
 
-    def __init__(self, height: Axis | Sequence[Axis], width: Axis | Sequence[Axis], name: str = "Separable") -> None:
-        heights = tuple(height) if isinstance(height, Sequence) else (height,)
-        widths = tuple(width) if isinstance(width, Sequence) else (width,)
-        if len(heights) != len(widths):
-            raise ValueError(f"{len(heights)} height and {len(widths)} width factors: give as many of both")
-        self.axes = (heights, widths)
+    def __init__(self, *axes: Axis | Sequence[Axis], name: str = "Separable") -> None:
+        self.axes = tuple(tuple(a) if isinstance(a, Sequence) else (a,) for a in axes)
+        counts = {len(a) for a in self.axes}
+        if len(counts) != 1 or 0 in counts:
+            given = " and ".join(str(len(a)) for a in self.axes)
+            raise ValueError(f"got {given or 'no'} factors for the axes: give one, or as many for each axis as samples")
         self._name = name
         # A memo of casts to a size, precision and device: derived from the axes alone.
         self._cast: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
@@ -99,78 +116,95 @@ class Separable(SpectralOperator):
         return f"{self._name} [{self.solver}]"
 
     def _factors(self, axis: int, n: int, like: Tensor) -> tuple[Tensor, ...]:
-        """``(matrix, V, U diag(s), s)`` of an axis, each ``(B or 1, 1, ..., rows, columns)``, cast to ``like``."""
+        """``(matrix, V, U diag(s), s)`` of an axis, each with the samples (or 1) first, cast to ``like``."""
         # by value: a square image with the same axis twice needs its factors once
-        key = (self.axes[axis], n, like.dtype, like.device, like.ndim)
-        if key in self._cast:
-            return self._cast[key]
-        with torch.inference_mode(False):  # what is kept must serve training too
-            factors = [axis_factors(a, n) for a in self.axes[axis]]
-            parts = []
-            for name in ("matrix", "v", "us", "s"):
-                part = torch.stack([getattr(f, name) for f in factors]).to(like)
-                parts.append(part.reshape(part.shape[0], *[1] * (like.ndim - 3), *part.shape[1:]))
-            self._cast[key] = tuple(parts)
+        key = (self.axes[axis], n, like.dtype, like.device)
+        if key not in self._cast:
+            with torch.inference_mode(False):  # what is kept must serve training too
+                factors = [axis_factors(a, n) for a in self.axes[axis]]
+                self._cast[key] = tuple(
+                    torch.stack([getattr(f, name) for f in factors]).to(like) for name in ("matrix", "v", "us", "s")
+                )
         return self._cast[key]
 
-    def _pair(self, part: int, shape: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
-        samples = len(self.axes[0])
-        if len(shape) < 3 or samples not in (1, shape[0]):
+    def _parts(self, part: int, shape: Sequence[int], like: Tensor) -> list[Tensor]:
+        """One part of the factors of every axis, for signals of ``shape`` with batch."""
+        samples, k = len(self.axes[0]), len(self.axes)
+        if len(shape) <= k or samples not in (1, shape[0]):
             expected = f" of {samples} samples" if samples > 1 else ""
-            raise ValueError(f"{self._name} acts on batches (B, ..., H, W){expected}, got shape {tuple(shape)}")
-        return self._factors(0, shape[-2], like)[part], self._factors(1, shape[-1], like)[part]
+            dims = {1: "n", 2: "H, W", 3: "D, H, W"}.get(k, f"{k} dimensions")
+            raise ValueError(f"{self._name} acts on batches (B, ..., {dims}){expected}, got shape {tuple(shape)}")
+        return [self._factors(i, shape[i - k], like)[part] for i in range(k)]
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w = self._pair(0, x.shape, x)
-        return h @ x @ w.mT
+        return _along_axes(self._parts(0, x.shape, x), x)
 
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
-        *lead, h, w = measurement_shape
-        return (*lead, self.axes[0][0].length(h), self.axes[1][0].length(w))
+        k = len(self.axes)
+        if len(measurement_shape) < k:
+            raise ValueError(f"{self._name} measures {k} dimensions, got a measurement of {tuple(measurement_shape)}")
+        lengths = [axis[0].length(m) for axis, m in zip(self.axes, measurement_shape[-k:], strict=True)]
+        return (*measurement_shape[:-k], *lengths)
 
     def eigenvalues(self, like: Tensor) -> Tensor:
-        s_h, s_w = self._pair(3, like.shape, like)
-        return (s_h.unsqueeze(-1) * s_w.unsqueeze(-2)) ** 2
+        k = len(self.axes)
+        s = [
+            part.reshape(part.shape[0], *[1] * (like.ndim - 1 - k + i), part.shape[1], *[1] * (k - 1 - i))
+            for i, part in enumerate(self._parts(3, like.shape, like))
+        ]
+        return math.prod(s[1:], start=s[0]) ** 2
 
     def coefficients(self, x: Tensor) -> Tensor:
-        v_h, v_w = self._pair(1, x.shape, x)
-        return v_h.mT @ x @ v_w
+        return _along_axes([v.mT for v in self._parts(1, x.shape, x)], x)
 
     def signal(self, c: Tensor, like_shape: Sequence[int]) -> Tensor:
-        v_h, v_w = self._pair(1, like_shape, c)
-        return v_h @ c @ v_w.mT
+        return _along_axes(self._parts(1, like_shape, c), c)
 
     def adjoint_coefficients(self, y: Tensor) -> Tensor:
-        us_h, us_w = self._pair(2, (y.shape[0], *self.signal_shape(y.shape[1:])), y)
-        return us_h.mT @ y @ us_w
+        shape = (y.shape[0], *self.signal_shape(y.shape[1:]))
+        return _along_axes([us.mT for us in self._parts(2, shape, y)], y)
 
     @full_precision
     def spectral_diagonal(self, f: SpectralFunction, like: Tensor) -> Tensor:
-        v_h, v_w = self._pair(1, like.shape, like)
-        return v_h**2 @ f(self.eigenvalues(like)) @ (v_w**2).mT
+        return _along_axes([v**2 for v in self._parts(1, like.shape, like)], f(self.eigenvalues(like)))
 
 
-def _source(index: int, n: int, boundary: Boundary) -> int | None:
-    """Entry that an index outside ``[0, n)`` stands for."""
-    if 0 <= index < n:
-        return index
+def _along_axes(matrices: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Multiply the last dimensions of ``x``, one by each matrix, ``(B or 1, rows, columns)``."""
+    for i, matrix in enumerate(matrices):
+        axis = i - len(matrices)
+        # an axis that is not the last is multiplied from the left, with what follows it as columns
+        columns = math.prod(x.shape[axis:][1:])
+        flat = x.reshape(x.shape[0], math.prod(x.shape[1:axis]), x.shape[axis], columns)
+        if axis == -1:
+            flat = (flat.squeeze(-1) @ matrix.mT).unsqueeze(-1)
+        else:
+            flat = matrix.unsqueeze(1) @ flat
+        x = flat.reshape(flat.shape[0], *x.shape[1:axis], matrix.shape[1], *x.shape[axis:][1:])
+    return x
+
+
+def source_entries(index: Tensor, n: int, boundary: Boundary) -> tuple[Tensor, Tensor]:
+    """Entry that each index outside ``[0, n)`` stands for, and whether it stands for one (else for 0)."""
+    inside = (index >= 0) & (index < n)
     if boundary == "zero":
-        return None
+        return index.clamp(0, n - 1), inside
     if boundary == "replicate":
-        return min(max(index, 0), n - 1)
-    if boundary == "circular":
-        return index % n
-    if n == 1:
-        return 0
-    index %= 2 * (n - 1)  # "reflect" does not repeat the border entry
-    return index if index < n else 2 * (n - 1) - index
+        index = index.clamp(0, n - 1)
+    elif boundary == "circular":
+        index = index % n
+    elif boundary == "reflect":  # does not repeat the border entry
+        index = index % max(2 * (n - 1), 1)
+        index = torch.minimum(index, (2 * (n - 1) - index).abs())
+    return index, torch.ones_like(inside)
 
 
 @dataclass(frozen=True)
 class ConvolutionAxis:
     """1-D convolution with ``taps`` (centre at entry ``len // 2``), keeping every ``stride``-th entry.
 
-    With a stride the taps are centred on each block of ``stride`` entries, as an average over the block is.
+    With a stride the taps are centred on each block of ``stride`` entries, as an average over the block is. With the
+    boundary ``"valid"`` there is no border: kept is where all taps fit, from the first such place on.
     """
 
     taps: tuple[float, ...]
@@ -178,21 +212,27 @@ class ConvolutionAxis:
     stride: int = 1
 
     def matrix(self, n: int) -> Tensor:
-        if n % self.stride:
-            raise ValueError(f"{n} pixels are not a multiple of the factor {self.stride}: crop or pad first")
-        k, m = len(self.taps), n // self.stride
-        start = -((k - 1) // 2) if self.stride == 1 else (self.stride - k) // 2
-        matrix = torch.zeros(m, n, dtype=torch.float64)
+        k, f = len(self.taps), self.stride
+        if self.boundary == "valid":
+            m, start = (n - k) // f + 1, 0
+            if n < k or (n - k) % f:
+                raise ValueError(
+                    f"{n} pixels do not hold {k} taps"
+                    + (f" at every {f}th place: crop to {k} plus a multiple of {f}" if f > 1 else ": crop the kernel")
+                )
+        else:
+            m, start = n // f, -((k - 1) // 2) if f == 1 else (f - k) // 2
+            if n % f:
+                raise ValueError(f"{n} pixels are not a multiple of the factor {f}: crop or pad first")
         rows = torch.arange(m)
+        matrix = torch.zeros(m, n, dtype=torch.float64)
         for j in range(k):
-            sources = [_source(int(i) * self.stride + start + j, n, self.boundary) for i in rows]
-            kept = torch.tensor([s is not None for s in sources], dtype=torch.float64)
-            columns = torch.tensor([s or 0 for s in sources])
-            matrix[rows, columns] += kept * self.taps[k - 1 - j]  # a convolution flips its kernel
+            columns, exists = source_entries(rows * f + start + j, n, self.boundary)
+            matrix[rows, columns] += exists.double() * self.taps[k - 1 - j]  # a convolution flips its kernel
         return matrix
 
     def length(self, m: int) -> int:
-        return m * self.stride
+        return (m - 1) * self.stride + len(self.taps) if self.boundary == "valid" else m * self.stride
 
 
 @dataclass(frozen=True)
