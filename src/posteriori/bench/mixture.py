@@ -79,7 +79,7 @@ class Floor:
 
     def __init__(self, exact: GaussianMixture, n: int, sets: int = 6, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.exact, self.sets = exact, [exact.sample(n, generator) for _ in range(sets)]
+        self.exact, self.sets = exact, [exact.sample(n, generator).flatten(1) for _ in range(sets)]
 
     def distances(self, points: Tensor) -> dict[str, float]:
         """Of a set of points to the posterior."""
