@@ -63,7 +63,11 @@ PHYSICS: dict[str, tuple[Function[[Any], Any], str]] = {
     "x2 odd filter": (lambda p: p.Downsampling(SHAPE, gaussian(5), factor=2), "exact (kronecker-svd)"),
     "valid": (lambda p: p.Blur(kernel(1, 1, 4, 5), "valid"), ""),
     "a kernel per channel": (lambda p: p.BlurFFT(SHAPE, kernel(1, 3, 5, 5)), ""),
-    "grayscale": (lambda p: p.Decolorize(), ""),
+    "Gaussian, valid": (lambda p: p.Blur(gaussian(), "valid"), "exact (kronecker-svd)"),
+    "x2 Gaussian, valid": (lambda p: p.Downsampling(SHAPE, gaussian(6), 2, padding="valid"), "exact (kronecker-svd)"),
+    "x4 any filter": (lambda p: p.Downsampling(SHAPE, kernel(1, 1, 5, 7), factor=4), "exact (polyphase)"),
+    "x2 even filter": (lambda p: p.Downsampling(SHAPE, kernel(1, 1, 4, 6), factor=2), "exact (polyphase)"),
+    "grayscale": (lambda p: p.Decolorize(), "exact (channels)"),
     "composition": (lambda p: p.Downsampling(SHAPE, None, factor=2) * p.Blur(gaussian(), "circular"), ""),
 }
 

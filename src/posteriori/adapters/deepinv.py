@@ -22,7 +22,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from posteriori.denoise import Denoiser, ExactPosterior
-from posteriori.operators import Blur, Callable, Downsampling, Identity, Inpainting, LinearOperator, Weighting
+from posteriori.operators import (
+    Blur,
+    Callable,
+    ChannelMixing,
+    Downsampling,
+    Identity,
+    Inpainting,
+    KrylovOperator,
+    LinearOperator,
+    Weighting,
+)
 from posteriori.operators.kronecker import Boundary
 from posteriori.sample import sample
 
@@ -30,6 +40,7 @@ __all__ = ["from_deepinv", "to_deepinv"]
 
 _BOUNDARIES: dict[str, Boundary] = {
     "circular": "circular", "reflect": "reflect", "replicate": "replicate", "zeros": "zero", "constant": "zero",
+    "valid": "valid",
 }  # fmt: skip
 
 
@@ -43,9 +54,9 @@ def from_deepinv(physics: Any, shape: Sequence[int], **options: Any) -> LinearOp
             solved exactly.
 
     Returns:
-        An operator with an exact solve for denoising, inpainting, demosaicing, blur and downsampling where ours is the
-        same map, else one that solves by conjugate gradients; ``A.solver`` tells. Noise and units are not part of it:
-        see the module's head.
+        An operator with an exact solve for denoising, inpainting, demosaicing, blur, downsampling and grayscale where
+        ours is the same map, else one that solves by conjugate gradients; ``A.solver`` tells. Noise and units are not
+        part of it: see the module's head.
 
     Raises:
         ValueError: when the physics is not linear, gives no real tensor, or does not take ``shape``.
@@ -72,7 +83,11 @@ def from_deepinv(physics: Any, shape: Sequence[int], **options: Any) -> LinearOp
         except (ValueError, RuntimeError):  # a kernel larger than the image, say
             continue
         if same:
-            return candidate()
+            A = candidate()
+            if isinstance(A, KrylovOperator):
+                A.tolerance = options.get("tolerance", A.tolerance)
+                A.max_iterations = options.get("max_iterations", A.max_iterations)
+            return A
     return _through_functions(frozen, tuple(shape), x, y, options)
 
 
@@ -102,9 +117,11 @@ def _candidates(physics: Any, shape: Sequence[int]) -> Iterator[Function[[], Lin
         kernels = torch.ones(1, 1, 1) if physics.filter is None else _one_channel(physics.filter)
         boundary, factor = _BOUNDARIES.get(physics.padding), physics.factor
         if kernels is not None and len(kernels) == 1 and boundary:
-            for early in (0, 1):
-                kernel = _on_first_pixel(kernels[0], factor, early)
+            shifted = [_on_first_pixel(kernels[0], factor, early) for early in (0, 1)]
+            for kernel in kernels if boundary == "valid" else shifted:
                 yield partial(Downsampling, factor, kernel, boundary)
+    elif isinstance(physics, deepinv_physics.Decolorize):
+        yield partial(ChannelMixing, physics.srf.reshape(1, -1), "Grayscale")
 
 
 def _one_channel(kernel: Tensor | None) -> Tensor | None:
