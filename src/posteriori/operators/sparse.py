@@ -1,0 +1,149 @@
+r"""Sparse matrices: ``A`` and its transpose as compressed rows, so that the adjoint is matched by construction.
+
+A product with compressed rows is fast, one with compressed columns is not; both ``M`` and ``M^T`` are therefore kept,
+and each is the derivative of the other.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posteriori.operators.base import full_precision
+from posteriori.operators.dense import Matrix
+from posteriori.operators.krylov import KrylovOperator
+
+__all__ = ["CompressedRows", "SparseMatrix"]
+
+
+class CompressedRows:
+    """A sparse matrix and its transpose, both as compressed rows; casts to other precisions and devices are kept.
+
+    Args:
+        entries: of the matrix ``(m, n)``, in PyTorch's COO layout; those given twice are added.
+    """
+
+    def __init__(self, entries: Tensor) -> None:
+        with torch.inference_mode(False), warnings.catch_warnings():  # what is kept must serve training too
+            warnings.filterwarnings("ignore", "Sparse", UserWarning)  # PyTorch calls the layout a beta
+            entries = entries.coalesce()
+            values = entries.values()
+            # 32-bit positions where they fit: half the memory, and what the CPU's library computes with anyway
+            index = torch.int32 if max(values.numel(), *entries.shape) < 2**31 else torch.int64
+            pair = [
+                torch.sparse_csr_tensor(
+                    m.crow_indices().to(index), m.col_indices().to(index), m.values(), m.shape, check_invariants=False
+                )
+                for m in (entries.to_sparse_csr(), entries.t().coalesce().to_sparse_csr())
+            ]
+        self._pairs = {(values.dtype, values.device): (pair[0], pair[1])}
+
+    def _pair(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        key = (like.dtype, like.device)
+        if key not in self._pairs:
+            with torch.inference_mode(False):
+                first, second = next(iter(self._pairs.values()))
+                self._pairs[key] = (
+                    first.to(device=like.device, dtype=like.dtype), second.to(device=like.device, dtype=like.dtype)
+                )  # fmt: skip
+        return self._pairs[key]
+
+    def product(self, x: Tensor, transposed: bool = False) -> Tensor:
+        """``M x`` (or ``M^T x``) along the last dimension: ``(..., n)`` to ``(..., m)``; differentiable in ``x``."""
+        result: Tensor = _Product.apply(x, self, transposed)
+        return result
+
+    def _product(self, x: Tensor, transposed: bool) -> Tensor:
+        matrix = self._pair(x)[transposed]
+        columns = x.reshape(-1, x.shape[-1])
+        if columns.shape[0] == 1:
+            return (matrix @ columns[0]).reshape(*x.shape[:-1], matrix.shape[0])
+        return (matrix @ columns.T.contiguous()).T.reshape(*x.shape[:-1], matrix.shape[0])
+
+    def to_dense(self) -> Tensor:
+        """``(m, n)``, in the precision it was made in."""
+        return next(iter(self._pairs.values()))[0].to_dense()
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, matrix: CompressedRows, transposed: bool) -> Tensor:
+        return matrix._product(x, transposed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.matrix, ctx.transposed = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.matrix.product(gradient, not ctx.transposed), None, None
+
+
+class SparseMatrix(KrylovOperator):
+    """``y = M x`` with ``M`` sparse and the last dimensions of ``x`` flattened; those between batch and signal stay.
+    Solved by conjugate gradients; a matrix that fits in memory densely has exact solves: :meth:`dense`.
+
+    Args:
+        matrix: ``(m, n)``, real and finite: a SciPy sparse matrix or array of any format, or a PyTorch sparse tensor of
+            any layout.
+        shape: shape of a signal (its product is ``n``); ``(n,)`` when left out.
+        output: shape of a measurement (its product is ``m``); ``(m,)`` when left out.
+
+    Raises:
+        ValueError: when the matrix is not sparse, real, finite and two-dimensional, or does not fit ``shape`` or
+            ``output``.
+    """
+
+    def __init__(self, matrix: Any, shape: Sequence[int] | None = None, output: Sequence[int] | None = None) -> None:
+        if not (hasattr(matrix, "tocoo") or (isinstance(matrix, Tensor) and matrix.layout != torch.strided)):
+            raise ValueError(
+                f"a sparse matrix is a SciPy sparse matrix or PyTorch sparse tensor, got {type(matrix).__name__}: "
+                "for dense matrices use Matrix"
+            )
+        if len(matrix.shape) != 2:
+            raise ValueError(f"a sparse matrix is two-dimensional, got shape {tuple(matrix.shape)}")
+        if isinstance(matrix, Tensor):
+            coo = matrix.detach().to_sparse_coo().coalesce()
+        else:
+            coo = matrix.tocoo()
+            places = torch.stack([torch.as_tensor(i, dtype=torch.int64) for i in (coo.row, coo.col)])
+            coo = torch.sparse_coo_tensor(places, torch.as_tensor(coo.data), coo.shape, check_invariants=True)
+        m, n = matrix.shape
+        self._place(coo, shape if shape is not None else (n,), output if output is not None else (m,))
+
+    def _place(self, coo: Tensor, shape: Sequence[int], output: Sequence[int]) -> None:
+        values = coo.coalesce().values()
+        if values.is_complex() or not bool(torch.isfinite(values).all()):
+            raise ValueError("a sparse matrix must be real and finite: stack real and imaginary parts of a complex one")
+        self.shape, self.output = tuple(shape), tuple(output)
+        if (math.prod(self.output), math.prod(self.shape)) != tuple(coo.shape):
+            raise ValueError(
+                f"a matrix of shape {tuple(coo.shape)} does not take signals of shape {self.shape} to measurements of "
+                f"shape {self.output}"
+            )
+        self._matrix = CompressedRows(coo if values.is_floating_point() else coo.double())
+
+    def _apply(self, v: Tensor, shape: tuple[int, ...], output: tuple[int, ...], transposed: bool) -> Tensor:
+        lead = v.ndim - len(shape)
+        if lead < 1 or tuple(v.shape[lead:]) != shape:
+            raise ValueError(f"this operator takes batches (B, ..., {', '.join(map(str, shape))}), got {tuple(v.shape)}")
+        return self._matrix.product(v.flatten(lead), transposed).reshape(*v.shape[:lead], *output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._apply(x, self.shape, self.output, transposed=False)
+
+    @full_precision
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._apply(y, self.output, self.shape, transposed=True)
+
+    def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
+        return (*measurement_shape[: len(measurement_shape) - len(self.output)], *self.shape)
+
+    def dense(self) -> Matrix:
+        """The same matrix with exact solves, for signals of its shape alone; measurements are flat."""
+        return Matrix(self._matrix.to_dense(), self.shape)
