@@ -37,7 +37,9 @@ def test_every_scipy_format_is_the_same_matrix(form: str) -> None:
     torch.testing.assert_close(dense(A, (8,), 1)[0], torch.from_numpy(m.toarray()), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("convert", [torch.Tensor.to_sparse_coo, torch.Tensor.to_sparse_csr, torch.Tensor.to_sparse_csc])
+@pytest.mark.parametrize(
+    "convert", [torch.Tensor.to_sparse_coo, torch.Tensor.to_sparse_csr, torch.Tensor.to_sparse_csc]
+)
 def test_every_torch_layout_is_the_same_matrix(convert: object) -> None:
     """As for SciPy's formats."""
     m = torch.from_numpy(random_sparse(6, 8).toarray())

@@ -25,14 +25,17 @@ class CompressedRows:
     """A sparse matrix and its transpose, both as compressed rows; casts to other precisions and devices are kept.
 
     Args:
-        entries: of the matrix ``(m, n)``, in PyTorch's COO layout; those given twice are added.
+        rows, columns: positions of the entries; those given twice are added.
+        values: the entries, real.
+        size: ``(m, n)``.
     """
 
-    def __init__(self, entries: Tensor) -> None:
+    def __init__(self, rows: Tensor, columns: Tensor, values: Tensor, size: Sequence[int]) -> None:
         with torch.inference_mode(False), warnings.catch_warnings():  # what is kept must serve training too
             warnings.filterwarnings("ignore", "Sparse", UserWarning)  # PyTorch calls the layout a beta
-            entries = entries.coalesce()
-            values = entries.values()
+            entries = torch.sparse_coo_tensor(
+                torch.stack([rows, columns]), values, tuple(size), check_invariants=True
+            ).coalesce()
             # 32-bit positions where they fit: half the memory, and what the CPU's library computes with anyway
             index = torch.int32 if max(values.numel(), *entries.shape) < 2**31 else torch.int64
             pair = [
@@ -109,29 +112,30 @@ class SparseMatrix(KrylovOperator):
             raise ValueError(f"a sparse matrix is two-dimensional, got shape {tuple(matrix.shape)}")
         if isinstance(matrix, Tensor):
             coo = matrix.detach().to_sparse_coo().coalesce()
+            (rows, columns), values = coo.indices(), coo.values()
         else:
             coo = matrix.tocoo()
-            places = torch.stack([torch.as_tensor(i, dtype=torch.int64) for i in (coo.row, coo.col)])
-            coo = torch.sparse_coo_tensor(places, torch.as_tensor(coo.data), coo.shape, check_invariants=True)
-        m, n = matrix.shape
-        self._place(coo, shape if shape is not None else (n,), output if output is not None else (m,))
-
-    def _place(self, coo: Tensor, shape: Sequence[int], output: Sequence[int]) -> None:
-        values = coo.coalesce().values()
+            rows, columns = (torch.as_tensor(i, dtype=torch.int64) for i in (coo.row, coo.col))
+            values = torch.as_tensor(coo.data)
         if values.is_complex() or not bool(torch.isfinite(values).all()):
             raise ValueError("a sparse matrix must be real and finite: stack real and imaginary parts of a complex one")
-        self.shape, self.output = tuple(shape), tuple(output)
-        if (math.prod(self.output), math.prod(self.shape)) != tuple(coo.shape):
+        m, n = (int(i) for i in matrix.shape)
+        self.shape = tuple(shape) if shape is not None else (n,)
+        self.output = tuple(output) if output is not None else (m,)
+        if (math.prod(self.output), math.prod(self.shape)) != (m, n):
             raise ValueError(
-                f"a matrix of shape {tuple(coo.shape)} does not take signals of shape {self.shape} to measurements of "
-                f"shape {self.output}"
+                f"a matrix of shape {(m, n)} does not take signals of shape {self.shape} to measurements of shape "
+                f"{self.output}"
             )
-        self._matrix = CompressedRows(coo if values.is_floating_point() else coo.double())
+        values = values if values.is_floating_point() else values.double()
+        self._matrix = CompressedRows(rows, columns, values, (m, n))
 
     def _apply(self, v: Tensor, shape: tuple[int, ...], output: tuple[int, ...], transposed: bool) -> Tensor:
         lead = v.ndim - len(shape)
         if lead < 1 or tuple(v.shape[lead:]) != shape:
-            raise ValueError(f"this operator takes batches (B, ..., {', '.join(map(str, shape))}), got {tuple(v.shape)}")
+            raise ValueError(
+                f"this operator takes batches (B, ..., {', '.join(map(str, shape))}), got {tuple(v.shape)}"
+            )
         return self._matrix.product(v.flatten(lead), transposed).reshape(*v.shape[:lead], *output)
 
     def forward(self, x: Tensor) -> Tensor:
