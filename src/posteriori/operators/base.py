@@ -179,6 +179,20 @@ class LinearOperator(ABC):
             return torch.full((y.shape[0],), float(y[0].numel()), device=y.device)
         return observed.expand(y.shape).flatten(1).sum(1).float()
 
+    def __matmul__(self, other: object) -> LinearOperator:
+        """``B @ A`` does ``A``, then ``B``; exact where a structure survives (:mod:`posteriori.operators.algebra`)."""
+        from posteriori.operators.algebra import compose
+
+        return compose(self, other) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __mul__(self, factor: object) -> LinearOperator:
+        """``s * A``; ``s`` is a number or one per sample ``(B,)``."""
+        from posteriori.operators.algebra import scale
+
+        return scale(factor, self) if isinstance(factor, int | float | Tensor) else NotImplemented
+
+    __rmul__ = __mul__
+
     def describe(self) -> str:
         """One line for reports."""
         return f"{type(self).__name__} [{self.solver}]"
