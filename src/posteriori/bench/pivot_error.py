@@ -29,15 +29,19 @@ from torch import Tensor
 from posteriori.bench.common import markdown_table, say
 from posteriori.checkpoint import write_atomically
 from posteriori.operators import (
+    Bayer,
     Blur,
+    ChannelMixing,
     Downsampling,
     GaussianBlur,
+    Grayscale,
     Identity,
     Inpainting,
     KrylovOperator,
     LinearOperator,
     Matrix,
     PaddedConvolution,
+    Sampling,
     motion_kernel,
 )
 from posteriori.pivot import measure, pivot
@@ -56,7 +60,8 @@ def operators(size: int) -> dict[str, tuple[LinearOperator, tuple[int, ...]]]:
     # Smaller where the reference has to factorise a matrix for every pair of noise levels.
     image, small = (1, size, size), (1, size // 4, size // 4)
     half = size // 2
-    n = math.prod(small)
+    colour, signal, volume = (3, half, half), (size**2 // 2,), (1, size // 4, size // 4, size // 4)
+    n, side = math.prod(small), min(5, size // 4)
     gaussian = torch.from_numpy(rng.standard_normal((n // 2, n))) / n**0.5
     decay = torch.logspace(0, -6, n // 2, dtype=torch.float64)[:, None]
     taps = min(61, size - 1 + size % 2)
@@ -69,6 +74,27 @@ def operators(size: int) -> dict[str, tuple[LinearOperator, tuple[int, ...]]]:
         "Gaussian blur 3, zero (Kronecker)": (GaussianBlur(3.0, 61, "zero"), image),
         "x4 box (Kronecker)": (Downsampling(4), image),
         "x4 bicubic (Kronecker)": (Downsampling(4, "bicubic"), image),
+        "x4 Gaussian (Kronecker)": (Downsampling(4, "gaussian"), image),
+        "Gaussian blur 3, valid (Kronecker)": (GaussianBlur(3.0, min(25, half - 1), "valid"), image),
+        "Gaussian blur 3, 1-D (Kronecker)": (GaussianBlur(3.0, dims=1), signal),
+        "x4 bicubic, 1-D (Kronecker)": (Downsampling(4, "bicubic", dims=1), signal),
+        "Gaussian blur 1.5, volume (Kronecker)": (GaussianBlur(1.5, dims=3), volume),
+        "x2 box, volume (Kronecker)": (Downsampling(2, dims=3), volume),
+        "random blur, volume, circular (FFT)": (
+            Blur(torch.from_numpy(rng.dirichlet([1] * side**3).reshape(side, side, side)), "circular"),
+            volume,
+        ),
+        "x4 motion kernel, circular (polyphase)": (
+            Downsampling(4, motion_kernel(min(25, size), 0.5, 0), "circular"),
+            image,
+        ),
+        "grayscale (channels)": (Grayscale(), colour),
+        "spectral response 3 of 8 (channels)": (
+            ChannelMixing(torch.from_numpy(rng.uniform(0, 0.25, (3, 8)))),
+            (8, size // 4, size // 4),
+        ),
+        "Bayer mosaic": (Bayer(), colour),
+        "irregular samples, 70 % missing": (Sampling(random_mask((signal[0], 1), 0.7, rng).flatten().bool()), signal),
         "dense, random": (Matrix(gaussian, small), small),
         "dense, singular values down to 1e-6": (Matrix(decay * gaussian, small), small),
         "motion blur, reflect (CG)": (PaddedConvolution(motion_kernel(min(15, half - 1), 0.5, 0)), (1, half, half)),

@@ -138,7 +138,8 @@ class Bayer(SpectralOperator):
         return "exact (diagonal)"
 
     def describe(self) -> str:
-        return f"Bayer({'/'.join(self.pattern)}) [{self.solver}]"
+        shown = ("" if [len(row) for row in self.pattern] == [2, 2] else "/").join(self.pattern)
+        return f"Bayer({shown}) [{self.solver}]"
 
     def _mask(self, like: Tensor) -> Tensor:
         """``(1, 3, H, W)``: 1 where a channel is measured."""
