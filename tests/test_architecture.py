@@ -29,6 +29,7 @@ FLOORS = {
     "pivot": 2,
     "denoise": 2,
     "sample": 2,
+    "noise": 2,
     "priors": 3,
     "objective": 3,
     "backbones": 3,

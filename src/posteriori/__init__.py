@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from posteriori._version import __version__
 
 if TYPE_CHECKING:
-    from posteriori import adapters, operators, priors
+    from posteriori import adapters, noise, operators, priors
     from posteriori.checkpoint import load, save
     from posteriori.denoise import Denoiser, ExactPosterior, NetworkDenoiser, Posterior
     from posteriori.images import read_image, write_image
@@ -43,6 +43,7 @@ __all__ = [
     "linear_estimate",
     "load",
     "measure",
+    "noise",
     "operators",
     "pivot",
     "priors",
@@ -53,7 +54,7 @@ __all__ = [
     "write_image",
 ]
 
-_SUBMODULES = frozenset({"adapters", "operators", "priors"})
+_SUBMODULES = frozenset({"adapters", "noise", "operators", "priors"})
 _HOME = {
     "VE": "schedule",
     "VP": "schedule",
