@@ -89,6 +89,18 @@ def test_a_physics_is_its_operator(deepinv: Any, name: str) -> None:
     check(A, SHAPE)
 
 
+def test_single_coil_mri(deepinv: Any) -> None:
+    """k-space shifted by half its size, or real and imaginary part exchanged."""
+    masks = MASK.expand(-1, 2, -1, -1)
+    for mask in (masks[:1], masks):
+        physics = deepinv.physics.MRI(mask=mask, img_size=(2, 24, 32))
+        A = from_deepinv(physics, (2, 24, 32))
+        assert A.solver == "exact (fft)"
+        x = torch.rand(2, 2, 24, 32, generator=torch.Generator().manual_seed(3))
+        torch.testing.assert_close(A(x), physics.A(x), rtol=1e-4, atol=1e-5)
+        check(A, (2, 24, 32))
+
+
 @pytest.mark.parametrize("name", ["inpainting", "circular, odd kernel", "Gaussian, reflect", "x4 bicubic", "valid"])
 def test_the_solve_is_deepinvs_proximal_step(deepinv: Any, name: str) -> None:
     """``prox_l2(z, y, gamma) = (I/gamma + A^T A)^-1 (z/gamma + A^T y)``: two libraries, one system (1e-3)."""

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from posteriori.denoise import Denoiser, ExactPosterior
 from posteriori.operators import (
+    MRI,
     Blur,
     Callable,
     ChannelMixing,
@@ -54,9 +55,9 @@ def from_deepinv(physics: Any, shape: Sequence[int], **options: Any) -> LinearOp
             solved exactly.
 
     Returns:
-        An operator with an exact solve for denoising, inpainting, demosaicing, blur, downsampling and grayscale where
-        ours is the same map, else one that solves by conjugate gradients; ``A.solver`` tells. Noise and units are not
-        part of it: see the module's head.
+        An operator with an exact solve for denoising, inpainting, demosaicing, blur, downsampling, grayscale and
+        single-coil MRI where ours is the same map, else one that solves by conjugate gradients; ``A.solver`` tells.
+        Noise and units are not part of it: see the module's head.
 
     Raises:
         ValueError: when the physics is not linear, gives no real tensor, or does not take ``shape``.
@@ -122,6 +123,8 @@ def _candidates(physics: Any, shape: Sequence[int]) -> Iterator[Function[[], Lin
                 yield partial(Downsampling, factor, kernel, boundary)
     elif isinstance(physics, deepinv_physics.Decolorize):
         yield partial(ChannelMixing, physics.srf.reshape(1, -1), "Grayscale")
+    elif isinstance(physics, deepinv_physics.MRI) and physics.mask.ndim == 4:
+        yield partial(MRI, physics.mask[:, 0])
 
 
 def _one_channel(kernel: Tensor | None) -> Tensor | None:
