@@ -166,7 +166,7 @@ def test_projections_of_a_disk_are_its_chords() -> None:
     found = A(disk(n, radius, row, column))[0, 0]
     theta = torch.deg2rad(angles)
     centre = column * theta.cos() - row * theta.sin()
-    s = torch.arange(A.output[1], dtype=F64) - A.output[1] // 2
+    s = torch.arange(found.shape[1], dtype=F64) - found.shape[1] // 2
     chord = 2 * (radius**2 - (s - centre[:, None]) ** 2).clamp_min(0).sqrt()
     assert float((found - chord).abs().mean()) <= 0.02 * 2 * radius * 0.5
     inner = (s - centre[:, None]).abs() < radius - 2

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from posteriori.operators.base import full_precision
+from posteriori.operators.dense import Matrix
 from posteriori.operators.krylov import KrylovOperator
 from posteriori.operators.sparse import CompressedRows
 
 __all__ = ["Radon"]
 
 
-def _rays(angles: Tensor, size: tuple[int, int], detectors: int) -> CompressedRows:
+def joseph_weights(angles: Tensor, size: tuple[int, int], detectors: int, circle: bool) -> CompressedRows:
     """Joseph's weights, a row for every angle and detector."""
     h, w = size
     theta = torch.deg2rad(angles.double())
@@ -41,6 +42,8 @@ def _rays(angles: Tensor, size: tuple[int, int], detectors: int) -> CompressedRo
             weight = (1 - (across - index).abs()) / max(abs(c), abs(s))
             kept = (index >= 0) & (index < n_across) & (weight > 1e-9)
             row, column = (at, index.long()) if along_rows else (index.long(), at)
+            if circle:
+                kept &= (row - h // 2) ** 2 + (column - w // 2) ** 2 <= (min(h, w) // 2) ** 2
             rows.append(ray[kept])
             columns.append((row * w + column)[kept])
             values.append(weight[kept])
@@ -54,56 +57,101 @@ class Radon(KrylovOperator):
 
     Args:
         angles: in degrees.
-        size: ``(H, W)``, or one number for square images.
-        detectors: one pixel apart, the middle one at ``detectors // 2`` sees the centre; by default enough for the
-            image's diagonal.
+        size: ``(H, W)``, or one number for square images. When left out, images are square and their size follows from
+            what the operator is applied to; the weights are computed anew for every size, once.
+        detectors: their number, one pixel apart; the one at ``detectors // 2`` sees the pixel ``(H // 2, W // 2)``.
+            By default enough for the image's diagonal, or for its width with ``circle``.
+        circle: whether only pixels within the inscribed circle are seen; those outside then count as 0.
 
     Raises:
-        ValueError: when there are no angles, or sizes are not positive.
+        ValueError: when there are no angles, sizes are not positive, or ``detectors`` is given without ``size``.
     """
 
     def __init__(
-        self, angles: Tensor | Sequence[float], size: int | Sequence[int], detectors: int | None = None
+        self,
+        angles: Tensor | Sequence[float],
+        size: int | Sequence[int] | None = None,
+        detectors: int | None = None,
+        *,
+        circle: bool = False,
     ) -> None:
         degrees = torch.as_tensor(angles, dtype=torch.float64)
-        sizes = (size, size) if isinstance(size, int) else tuple(size)
         if degrees.ndim != 1 or degrees.numel() == 0 or not bool(torch.isfinite(degrees).all()):
             raise ValueError(f"projection angles are a list of finite degrees, got shape {tuple(degrees.shape)}")
-        if len(sizes) != 2 or min(sizes) < 1:
+        if size is None and detectors is not None:
+            raise ValueError("a number of detectors does not tell the size of the image: give size too")
+        if detectors is not None and detectors < 1:
+            raise ValueError(f"need at least one detector, got {detectors}")
+        sizes = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+        if sizes is not None and (len(sizes) != 2 or min(sizes) < 1):
             raise ValueError(f"a projected image has a size (H, W), got {sizes}")
-        count = 2 * math.ceil(math.hypot(*sizes) / 2) + 1 if detectors is None else detectors
-        if count < 1:
-            raise ValueError(f"need at least one detector, got {count}")
-        self.angles = degrees
-        self.size, self.output = (int(sizes[0]), int(sizes[1])), (degrees.numel(), count)
-        self._matrix = _rays(degrees, self.size, count)
+        self.angles, self.circle = degrees, circle
+        self.size = None if sizes is None else (int(sizes[0]), int(sizes[1]))
+        if self.size is not None:
+            self.shape = (1, *self.size)
+        self._detectors = detectors
+        # A memo of the weights by size: derived from the angles alone.
+        self._memo: dict[tuple[int, int], CompressedRows] = {}
 
-    def _checked(self, v: Tensor, sizes: tuple[int, int]) -> Tensor:
-        if v.ndim < 3 or tuple(v.shape[-2:]) != sizes:
-            raise ValueError(f"{self.describe()} takes batches (B, ..., {sizes[0]}, {sizes[1]}), got {tuple(v.shape)}")
-        return v.flatten(-2)
+    def detectors(self, size: tuple[int, int]) -> int:
+        """Number of detectors for images of this size."""
+        if self._detectors is not None:
+            return self._detectors
+        return min(size) if self.circle else math.ceil(math.hypot(*size)) + 1
+
+    def image_size(self, detectors: int) -> tuple[int, int]:
+        """``(H, W)`` of the images whose projections have this many detectors."""
+        side = detectors if self.circle else int((detectors - 1) / math.sqrt(2))
+        size = self.size or (side, side)
+        if min(size) < 1 or self.detectors(size) != detectors:
+            raise ValueError(f"{self.describe()} does not give projections of {detectors} detectors: check its size")
+        return size
+
+    def _weights(self, size: tuple[int, int]) -> CompressedRows:
+        if size not in self._memo:
+            self._memo[size] = joseph_weights(self.angles, size, self.detectors(size), self.circle)
+        return self._memo[size]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._matrix.product(self._checked(x, self.size)).unflatten(-1, self.output)
+        size = self.size or (x.shape[-1], x.shape[-1])
+        if x.ndim < 3 or tuple(x.shape[-2:]) != size:
+            raise ValueError(f"{self.describe()} takes batches (B, ..., {size[0]}, {size[1]}), got {tuple(x.shape)}")
+        y = self._weights(size).product(x.flatten(-2))
+        return y.unflatten(-1, (len(self.angles), self.detectors(size)))
 
     @full_precision
     def adjoint(self, y: Tensor) -> Tensor:
-        return self._matrix.product(self._checked(y, self.output), transposed=True).unflatten(-1, self.size)
+        if y.ndim < 3 or y.shape[-2] != len(self.angles):
+            raise ValueError(
+                f"projections are batches (B, ..., {len(self.angles)}, detectors) here, got {tuple(y.shape)}"
+            )
+        size = self.image_size(y.shape[-1])
+        return self._weights(size).product(y.flatten(-2), transposed=True).unflatten(-1, size)
 
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
-        return (*measurement_shape[:-2], *self.size)
+        return (*measurement_shape[:-2], *self.image_size(measurement_shape[-1]))
+
+    def dense(self, size: int | None = None) -> Matrix:
+        """The same projections with exact solves, of single images ``(B, 1, H, W)`` small enough for an SVD;
+        measurements are flat, ``(B, angles * detectors)``."""
+        if self.size is None and size is None:
+            raise ValueError("a dense projector needs the size of the image: give size")
+        h, w = self.size or (size or 0, size or 0)
+        return Matrix(self._weights((h, w)).to_dense(), (1, h, w))
 
     def describe(self) -> str:
-        h, w = self.size
-        return f"Radon({self.output[0]} angles of {h}x{w}) [{self.solver}]"
+        of = "" if self.size is None else f" of {self.size[0]}x{self.size[1]}"
+        return f"Radon({len(self.angles)} angles{of}) [{self.solver}]"
 
     def filtered_backprojection(self, y: Tensor) -> Tensor:
-        """The classical inverse: ramp filter along the detectors, back-projection (for equally spaced angles)."""
-        n = 2 * self.output[1]
+        """The classical inverse, ``(B, ..., H, W)``: ramp filter along the detectors, back-projection (for angles
+        equally spaced over 180 degrees)."""
+        detectors = y.shape[-1]
+        n = 2 * detectors
         position = torch.fft.fftfreq(n, 1 / n, dtype=torch.float64).round()
         odd = position % 2 == 1
         ramp = torch.where(odd, -1 / (math.pi * torch.where(odd, position, 1.0)) ** 2, 0.0)
         ramp[0] = 0.25  # the band-limited ramp, sampled (Kak & Slaney 1988, eq. 3.61)
         transfer = torch.fft.rfft(ramp).real.to(device=y.device, dtype=y.dtype)
-        filtered = torch.fft.irfft(torch.fft.rfft(y, n=n) * transfer, n=n)[..., : self.output[1]]
-        return self.adjoint(filtered) * (math.pi / self.output[0])
+        filtered = torch.fft.irfft(torch.fft.rfft(y, n=n) * transfer, n=n)[..., :detectors]
+        return self.adjoint(filtered) * (math.pi / len(self.angles))

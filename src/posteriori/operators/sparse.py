@@ -30,21 +30,18 @@ class CompressedRows:
         size: ``(m, n)``.
     """
 
-    def __init__(self, rows: Tensor, columns: Tensor, values: Tensor, size: Sequence[int]) -> None:
+    def __init__(self, rows: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> None:
         with torch.inference_mode(False), warnings.catch_warnings():  # what is kept must serve training too
             warnings.filterwarnings("ignore", "Sparse", UserWarning)  # PyTorch calls the layout a beta
-            entries = torch.sparse_coo_tensor(
-                torch.stack([rows, columns]), values, tuple(size), check_invariants=True
-            ).coalesce()
-            # 32-bit positions where they fit: half the memory, and what the CPU's library computes with anyway
-            index = torch.int32 if max(values.numel(), *entries.shape) < 2**31 else torch.int64
-            pair = [
-                torch.sparse_csr_tensor(
-                    m.crow_indices().to(index), m.col_indices().to(index), m.values(), m.shape, check_invariants=False
-                )
-                for m in (entries.to_sparse_csr(), entries.t().coalesce().to_sparse_csr())
-            ]
-        self._pairs = {(values.dtype, values.device): (pair[0], pair[1])}
+            place, of = torch.unique(rows * size[1] + columns, return_inverse=True)
+            values = values.new_zeros(len(place)).index_add_(0, of, values)
+            rows, columns = place // size[1], place % size[1]
+            order = (columns * size[0] + rows).argsort()
+            pair = (
+                _compressed(rows, columns, values, size),
+                _compressed(columns[order], rows[order], values[order], (size[1], size[0])),
+            )
+        self._pairs = {(values.dtype, values.device): pair}
 
     def _pair(self, like: Tensor) -> tuple[Tensor, Tensor]:
         key = (like.dtype, like.device)
@@ -71,6 +68,15 @@ class CompressedRows:
     def to_dense(self) -> Tensor:
         """``(m, n)``, in the precision it was made in."""
         return next(iter(self._pairs.values()))[0].to_dense()
+
+
+def _compressed(rows: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Compressed rows of sorted entries, each place once."""
+    # 32-bit positions where they fit: half the memory, and what the CPU's library computes with anyway
+    index = torch.int32 if max(len(values), *size) < 2**31 else torch.int64
+    ends = torch.bincount(rows, minlength=size[0]).cumsum(0)
+    starts = torch.cat([ends.new_zeros(1), ends]).to(index)
+    return torch.sparse_csr_tensor(starts, columns.to(index), values, size, check_invariants=False)
 
 
 class _Product(torch.autograd.Function):
