@@ -152,6 +152,25 @@ def test_valid_taps_are_torchs_strided_convolution() -> None:
     torch.testing.assert_close(Downsampling(2, k, "valid")(x), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("boundary", [*MODES, "valid"])
+def test_gradient_of_a_separable_kernel(boundary: str) -> None:
+    """A kernel that starts separable would be taken apart, and its gradient lost without a word."""
+    k = torch.outer(kernel(3), kernel(2, seed=1)).requires_grad_()
+    x = randn(1, 4, 5)
+    y = Blur(k.detach(), boundary)(x)  # type: ignore[arg-type]
+
+    def solve(k: Tensor) -> Tensor:
+        A = Blur(k, boundary)  # type: ignore[arg-type]
+        if isinstance(A, KrylovOperator):
+            A.tolerance = 1e-12
+        return A.gram_solve(0.4, 1.0, x, y) + A.adjoint(A(x))
+
+    torch.autograd.gradcheck(solve, (k,))
+    torch.autograd.gradcheck(lambda k: Downsampling((2, 5), k, "circular")(x), (k,))
+    with pytest.raises(ValueError, match="being fitted"):
+        Downsampling(2, k, "reflect")
+
+
 def test_bad_calls_are_refused() -> None:
     """Each would give a wrong picture, or an error from deep inside."""
     for bad in (torch.tensor(1.0), torch.ones(0, 3), torch.full((3, 3), float("nan"))):

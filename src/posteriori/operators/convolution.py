@@ -126,7 +126,9 @@ class PaddedConvolution(KrylovOperator):
 
 
 def _separate(kernel: Tensor) -> list[tuple[float, ...]] | None:
-    """Taps along each dimension of a rank-one kernel, else ``None``."""
+    """Taps along each dimension of a rank-one kernel, else ``None``; a kernel being fitted may become anything."""
+    if kernel.requires_grad:
+        return None
     if kernel.ndim == 1:
         return [tuple(kernel.double().tolist())]
     u, s, vt = torch.linalg.svd(kernel.double().flatten(1), full_matrices=False)
@@ -168,8 +170,8 @@ def Blur(  # noqa: N802 - a constructor by name, like the classes beside it
         per_sample: one kernel per sample of the batch.
 
     Returns:
-        An operator with an exact solve for circular boundaries and separable kernels, else one that solves by
-        conjugate gradients; ``A.solver`` tells.
+        An operator with an exact solve for circular boundaries and separable kernels (unless the kernel requires a
+        gradient), else one that solves by conjugate gradients; ``A.solver`` tells.
 
     Raises:
         ValueError: on an unusable kernel or boundary.
@@ -256,7 +258,8 @@ def Downsampling(  # noqa: N802
         taps = _separate(k)
         if taps is None:
             if boundary != "circular":
-                raise ValueError(f"this filter is not separable: exact with boundary='circular', not with {boundary!r}")
+                why = "is being fitted" if k.requires_grad else "is not separable"
+                raise ValueError(f"this filter {why}: that takes boundary='circular', not {boundary!r}")
             return CircularDownsampling(k, factors)
         name = f"Downsampling({shown}, {'x'.join(map(str, k.shape))} taps, {boundary})"
     elif kernel == "gaussian":
