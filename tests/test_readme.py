@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -91,6 +92,25 @@ def place_files(words: str, folder: Path) -> None:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
+
+
+@pytest.mark.slow
+def test_own_forward_model_works_as_printed(tmp_path: Path) -> None:
+    """A reader who follows the section on a forward model of his own gets an error at its second command."""
+    files = {m[1]: b.text for b in blocks("python") if (m := re.match(r"# (\w+\.py):", b.text))}
+    commands = [w for w in posteriori_commands() if any(name in part for name in files for part in w)]
+    assert {w[1] for w in commands} == {"check", "restore"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    for words in commands:
+        for word in words:
+            if word.endswith(".png"):
+                with Image.open(photo()) as opened:
+                    opened.convert("RGB").resize((48, 32)).save(tmp_path / word)
+        fewer = ["--nfe", "3", "--samples", "1"] if words[1] == "restore" else []
+        done = subprocess.run([COMMAND, *words[1:], *fewer], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{' '.join(words)}:\n{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "restored" / "clean" / "report.json").is_file()
 
 
 def make_targets() -> set[str]:
