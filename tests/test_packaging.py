@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 # The names the documentation promises, written out again: a name dropped from the package by mistake is noticed here.
-MODULES = ("adapters", "operators", "priors")
+MODULES = ("adapters", "noise", "operators", "priors")
 CLASSES = (
     "CosineVP",
     "Denoiser",
