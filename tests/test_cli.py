@@ -54,6 +54,14 @@ def bad_mask(folder: Path, value: int, size: tuple[int, int] = (32, 24)) -> Path
     return folder / "mask.png"
 
 
+def sparse_mask(folder: Path) -> Path:
+    """All missing but for a pixel here and there."""
+    hidden = np.full((24, 32), 255, dtype=np.uint8)
+    hidden[::5, ::5] = 0
+    Image.fromarray(hidden).save(folder / "mask.png")
+    return folder / "mask.png"
+
+
 def kernel(folder: Path, values: object) -> Path:
     np.save(folder / "kernel.npy", np.array(values, dtype=np.float64))
     return folder / "kernel.npy"
@@ -135,6 +143,9 @@ BAD: dict[str, tuple[Callable[[Path, Path, Path], list[object]], str]] = {
     "sigma_y is no number": (lambda p, d, m: [p, *DENOISE, "--sigma-y", "much"], "--sigma-y"),
     "sigma_y missing": (lambda p, d, m: [p, *DENOISE], "sigma-y"),
     "sigma_y 0 without inverse": (lambda p, d, m: [p, "--task", "gaussian", "--sigma-y", 0], "pseudo-inverse"),
+    "noise to be estimated and added": (lambda p, d, m: [p, *DENOISE, "--degrade", "--sigma-y", "auto"], "not auto"),
+    "noise that cannot be estimated": (
+        lambda p, d, m: [p, "--task", "inpaint", "--sigma-y", "auto", "--mask", sparse_mask(d)], "scattered"),
     "unknown task": (lambda p, d, m: [p, "--task", "sharpen", *CLEAN], "unknown task 'sharpen'"),
     "no task": (lambda p, d, m: [p, *CLEAN], "which --task"),
     "unknown option": (lambda p, d, m: [p, *DENOISE, *CLEAN, "--colour"], "--colour"),
@@ -300,6 +311,51 @@ def test_noise_is_printed_in_both_units(
     out = capsys.readouterr().out
     assert "0.1 in [-1, 1] = 12.8 in 0-255" in out
     assert "measurement.npy" in out
+
+
+@pytest.mark.parametrize("task", [
+    ["denoise"], ["sr", "--scale", 2], ["gaussian", "--blur-sigma", 1], ["motion", "--kernel", "K"],
+    ["inpaint", "--mask", "M"], ["box", "--mask", "M"], ["custom", "--operator", "posteriori.operators:Identity"],
+])  # fmt: skip
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_noise_is_estimated_for_every_task(
+    task: list[object], mode: str, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user who does not know the noise: the level is told in both units, recorded as an estimate, and near the noise
+    that is in the photo (0.1 in [-1, 1], within 30 % from the few pixels here)."""
+    clean = np.asarray(Image.open(colour_photo(tmp_path / "photo.png", 48, 64)).convert(mode))
+    noisy = clean * 0.6 + 50 + np.random.default_rng(1).normal(0, 0.1 * 127.5, clean.shape)
+    Image.fromarray(noisy.clip(0, 255).round().astype(np.uint8)).save(tmp_path / "photo.png")
+    hidden = np.zeros((48, 64), dtype=np.uint8)
+    hidden[::2, ::5] = 255
+    Image.fromarray(hidden).save(tmp_path / "m.png")
+    files = {"K": kernel(tmp_path, np.ones((1, 3)) / 3), "M": tmp_path / "m.png"}
+    arguments = [files.get(str(a), a) for a in task]
+    out = tmp_path / "out"
+    assert restore(tmp_path / "photo.png", "--task", *arguments, "--sigma-y", "auto", model=model, out=out) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((out / "photo" / "report.json").read_text())
+    assert report["sigma_y_source"] == "estimated"
+    assert report["sigma_y"] == report["sigma_y_estimate"] == pytest.approx(0.1, rel=0.3)
+    assert f"estimated as {report['sigma_y']:.3g} in [-1, 1] = {report['sigma_y'] * 127.5:.3g} in 0-255" in printed
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_estimates_are_moved_into_the_range_of_the_model(
+    grey: bool, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An estimate beyond the model's range would stop the restoration, or ask the network for what it never saw. A grey
+    photo's network is told sqrt(3) times its noise."""
+    noisy = np.random.default_rng(0).normal(128, 40, (40, 40) if grey else (40, 40, 3))
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(tmp_path / "photo.png")
+    out = tmp_path / "out"
+    assert restore(tmp_path / "photo.png", *DENOISE, "--sigma-y", "auto", model=model, out=out) == 0
+    report = json.loads((out / "photo" / "report.json").read_text())
+    assert report["sigma_y_estimate"] == pytest.approx(40 / 127.5, rel=0.1)
+    assert report["sigma_y"] == pytest.approx(0.2 / 3**0.5 if grey else 0.2)
+    warning = capsys.readouterr().err.strip().splitlines()
+    assert len(warning) == 1
+    assert "outside what the model knows" in warning[0]
 
 
 def test_kept_measurement_is_a_photo(photo: Path, tmp_path: Path, model: Path) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from posteriori.checkpoint import load, save
     from posteriori.denoise import Denoiser, ExactPosterior, NetworkDenoiser, Posterior
     from posteriori.images import read_image, write_image
+    from posteriori.noise_level import estimate_sigma_y
     from posteriori.pivot import linear_estimate, measure, pivot, sample_pivot
     from posteriori.sample import sample
     from posteriori.schedule import VE, VP, CosineVP, RectifiedFlow, Schedule
@@ -40,6 +41,7 @@ __all__ = [
     "Schedule",
     "__version__",
     "adapters",
+    "estimate_sigma_y",
     "linear_estimate",
     "load",
     "measure",
@@ -61,6 +63,7 @@ _HOME = {
     "CosineVP": "schedule",
     "RectifiedFlow": "schedule",
     "Schedule": "schedule",
+    "estimate_sigma_y": "noise_level",
     "linear_estimate": "pivot",
     "read_image": "images",
     "write_image": "images",

@@ -109,6 +109,7 @@ def restore_all(
     paths = find_photos(inputs)
     shared = fingerprint(task, options)
     channels = model_channels(options.model)
+    low, high = read_card(options.model)["sigma_y_range"]
     _check_shared(task, options)
     spent = 1 + options.samples * options.nfe if options.method == "eps" else 0
     denoiser: NetworkDenoiser | None = None
@@ -123,7 +124,7 @@ def restore_all(
                     screen.skip(spent)
                     screen.say(f"{path.name}: finished before, skipped ({folder})")
                     continue
-                problem = build_problem(read_input(path, task), task, channels, device)
+                problem = build_problem(read_input(path, task), task, channels, device, (low, high))
             except (ValueError, MemoryError) as error:
                 failures += 1
                 screen.skip(spent)
@@ -133,6 +134,9 @@ def restore_all(
             if denoiser is None:
                 denoiser = load_model(options.model, device)
                 screen.say(_header(task, options, problem.A.describe()))
+            if problem.estimate is not None:
+                s = problem.estimate
+                screen.say(f"{path.name}: sigma_y estimated as {s:.3g} in [-1, 1] = {s * 127.5:.3g} in 0-255")
             for note in problem.notes:
                 screen.complain("warning", f"{path}: {note}")
             try:
@@ -155,7 +159,7 @@ def _check_shared(task: TaskOptions, options: RestoreOptions) -> None:
     if task.kernel is not None:
         read_kernel(task.kernel)
     low, high = read_card(options.model)["sigma_y_range"]
-    if task.sigma_y > 0 and not low * 0.999 <= task.sigma_y <= high * 1.001:
+    if task.sigma_y != "auto" and task.sigma_y > 0 and not low * 0.999 <= task.sigma_y <= high * 1.001:
         raise InputError(
             f"sigma_y is {task.sigma_y:g}, model {options.model!r} knows {low:g} to {high:g} (images in [-1, 1]; "
             f"{low * 127.5:.3g} to {high * 127.5:.3g} in 0-255): give the nearest value it knows, or another --model"
@@ -177,7 +181,8 @@ def _header(task: TaskOptions, options: RestoreOptions, operator: str) -> str:
         else "8-bit photos are clipped to [0, 255] and rounded, which no sigma_y describes"
     )
     s = task.sigma_y
-    return f"{operator}; sigma_y {s:g} in [-1, 1] = {s * 127.5:.3g} in 0-255; model {options.model}, {how}; {kept}"
+    noise = "estimated from every photo" if s == "auto" else f"{s:g} in [-1, 1] = {s * 127.5:.3g} in 0-255"
+    return f"{operator}; sigma_y {noise}; model {options.model}, {how}; {kept}"
 
 
 def _mean(values: list[float] | None) -> float:

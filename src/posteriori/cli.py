@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -122,7 +122,9 @@ def set_up(device: str, threads: int | None) -> str:
 @app.command()
 def restore(
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
-    sigma_y: Annotated[float, typer.Option(help="Noise of the measurement, images in [-1, 1].", show_default=False)],
+    sigma_y: Annotated[
+        str, typer.Option(help="Noise of the measurement, images in [-1, 1]; auto: estimated.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Results go to OUTPUT/<photo>/.")],
     task: Annotated[
         str | None, typer.Option(help="inpaint, box, sr, gaussian, motion, denoise or custom.", show_default=False)
@@ -176,7 +178,7 @@ def restore(
         task = "custom"
     try:
         chosen = TaskOptions(
-            task=task, sigma_y=sigma_y, degrade=degrade, mask=mask, missing=missing, box=_box(box), scale=scale,
+            task=task, sigma_y=_level(sigma_y), degrade=degrade, mask=mask, missing=missing, box=_box(box), scale=scale,
             sr_kernel=sr_kernel, blur_sigma=blur_sigma, kernel=kernel, boundary=boundary, operator=operator, seed=seed,
         )  # fmt: skip
         how = RestoreOptions(samples=samples, nfe=nfe, method=method, model=model, seed=seed)
@@ -185,6 +187,15 @@ def restore(
     failures = restore_all(photos, output, chosen, how, set_up(device, threads), force)
     if failures:
         raise typer.Exit(2)
+
+
+def _level(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--sigma-y is {text!r}: give a number, such as 0.05, or auto") from None
 
 
 def _box(text: str | None) -> tuple[int, int] | None:

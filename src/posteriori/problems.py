@@ -6,6 +6,7 @@ Choices made here, and why:
   seen three times, not three measurements. For a grey ``x_0`` the likelihood of three channels at noise ``sigma`` is
   that of the one at ``sigma / sqrt(3)``, so the network is told ``sqrt(3) sigma_y``; results are averaged to grey.
 - Where nothing else is said, the missing box lies in the middle and its side is half the shorter side of the photo.
+- A noise level that is to be estimated is moved into the range that the model knows, and the photo's owner is told.
 - Sizes that the scale does not divide are cropped at the right and bottom, with a warning.
 """
 
@@ -15,6 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from torch.nn import functional
 from posteriori import operators
 from posteriori.images import LARGEST, SMALLEST, Photo, read_kernel, read_mask, read_photo
 from posteriori.loading import load_operator
+from posteriori.noise_level import estimate_sigma_y
 from posteriori.operators import LinearOperator
 from posteriori.pivot import measure
 from posteriori.tasks import box_mask, random_mask
@@ -55,7 +58,7 @@ class TaskOptions:
 
     Attributes:
         task: a key of :data:`TASKS`.
-        sigma_y: noise standard deviation, images in [-1, 1].
+        sigma_y: noise standard deviation, images in [-1, 1]; ``"auto"``: estimated from the measurement.
         degrade: whether photos are clean and to be degraded first.
         mask: image file, white = missing (inpaint, box).
         missing: share of missing pixels (inpaint with ``degrade``); 0.7.
@@ -70,7 +73,7 @@ class TaskOptions:
     """
 
     task: str
-    sigma_y: float
+    sigma_y: float | Literal["auto"]
     degrade: bool = False
     mask: Path | None = None
     missing: float | None = None
@@ -86,7 +89,10 @@ class TaskOptions:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise InputError(f"unknown task {self.task!r}: choose {', '.join(TASKS)}")
-        if not (math.isfinite(self.sigma_y) and self.sigma_y >= 0):
+        if self.sigma_y == "auto":
+            if self.degrade:
+                raise InputError("--degrade adds the noise, so --sigma-y has to say how much: give a number, not auto")
+        elif not (math.isfinite(self.sigma_y) and self.sigma_y >= 0):
             raise InputError(
                 f"sigma_y is {self.sigma_y}: give the noise's standard deviation for images in [-1, 1], 0 or more"
             )
@@ -134,7 +140,7 @@ class RestorationProblem:
     Attributes:
         A: the operator.
         y: measurement as the network's channels, ``(1, C, ...)``.
-        sigma_y: noise of the measurement.
+        sigma_y: noise of the measurement, as given, or estimated and moved into the range the model knows.
         sigma_model: noise the network is told (larger for grey photos, see the module's head).
         grey: whether results are averaged to one channel.
         x_0: the clean photo ``(1, C, H, W)`` with ``degrade``.
@@ -142,6 +148,7 @@ class RestorationProblem:
         shown: the measurement brought to the photo's size, ``(1, C, H, W)``: its missing pixels filled with the mean
             of the measured ones, a small photo enlarged bicubically; ``None`` when there is no such picture.
         mask, kernel: what was drawn or read, to be kept with the measurement.
+        estimate: of the noise, when it was to be estimated.
         notes: what the user should know.
     """
 
@@ -155,6 +162,7 @@ class RestorationProblem:
     shown: Tensor | None = None
     mask: Tensor | None = None
     kernel: Tensor | None = None
+    estimate: float | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -171,7 +179,11 @@ def read_input(path: Path, options: TaskOptions) -> Photo:
 
 
 def build_problem(
-    photo: Photo, options: TaskOptions, channels: int = 3, device: str | torch.device = "cpu"
+    photo: Photo,
+    options: TaskOptions,
+    channels: int = 3,
+    device: str | torch.device = "cpu",
+    known: tuple[float, float] = (0.0, math.inf),
 ) -> RestorationProblem:
     """The inverse problem of a photo.
 
@@ -180,9 +192,10 @@ def build_problem(
         options: the task.
         channels: of the network's images.
         device: where tensors are put.
+        known: noise that the network was trained for, to which an estimate is moved.
 
     Raises:
-        ValueError: when photo and options do not fit.
+        ValueError: when photo and options do not fit, or the noise cannot be estimated.
     """
     if channels == 1 and not photo.grey:
         raise InputError("this model restores grey photos only: convert the photo, or use another model")
@@ -216,6 +229,7 @@ def build_problem(
         pixels = pixels.expand(-1, 3, -1, -1)
     x_0 = None
     if options.degrade:
+        assert options.sigma_y != "auto"
         x_0 = pixels
         y = measure(A, x_0, options.sigma_y, seed=options.seed ^ _NOISE_STREAM)
     else:
@@ -226,6 +240,18 @@ def build_problem(
         if len(signal) != 3 or signal[0] != channels:
             raise InputError(f"the operator's signals have shape {tuple(signal)}, the model's ({channels}, H, W)")
     shown = _shown(y, mask, options)
+    louder = math.sqrt(3) if tripled and grey else 1.0
+    estimate = None
+    if options.sigma_y != "auto":
+        sigma_y = options.sigma_y
+    else:
+        estimate = float(estimate_sigma_y(A, y)[0])
+        sigma_y = min(max(estimate, known[0] / louder), known[1] / louder)
+        if sigma_y != estimate:
+            notes.append(
+                f"its noise is estimated as {estimate:.3g} = {estimate * 127.5:.2g}/255, outside what the model knows: "
+                f"{sigma_y:.3g} = {sigma_y * 127.5:.3g}/255 is used"
+            )
     if tripled and grey:
         y = y.expand(-1, 3, *y.shape[2:])
         x_0 = x_0.expand(-1, 3, -1, -1) if x_0 is not None else None
@@ -233,14 +259,15 @@ def build_problem(
     return RestorationProblem(
         A=A,
         y=y.contiguous(),
-        sigma_y=options.sigma_y,
-        sigma_model=options.sigma_y * (math.sqrt(3) if tripled and grey else 1.0),
+        sigma_y=sigma_y,
+        sigma_model=sigma_y * louder,
         grey=grey,
         x_0=x_0,
         alpha=alpha,
         shown=shown,
         mask=mask,
         kernel=kernel,
+        estimate=estimate,
         notes=notes,
     )
 
