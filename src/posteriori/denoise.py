@@ -2,15 +2,8 @@ r"""Denoisers, and how a network becomes one.
 
 A denoiser answers ``E[x_0 | x_t, y]``. With an exact prior (:mod:`posteriori.priors`) the answer is exact; a network
 is wrapped so that the function it has to learn is well scaled. A backbone denoises ``u = x_t/alpha_t`` at noise
-``q = sigma_t/alpha_t`` as
-
-    D_0(u; q) = c_skip(q) u + c_out(q) F(c_in(q) u, c_noise(q)),
-
-    EDM             s^2/(q^2+s^2)   q s/sqrt(q^2+s^2)    1/sqrt(q^2+s^2)
-    epsilon (VP)    1               -q                   1/sqrt(1+q^2)
-    v (VP)          1/(1+q^2)       -q/sqrt(1+q^2)       1/sqrt(1+q^2)
-    flow            1/(1+q)         -q/(1+q)             1/(1+q)
-    x_0             0               1                    1/sqrt(1+q^2)
+``q = sigma_t/alpha_t`` as ``D_0(u; q) = c_skip(q) u + c_out(q) F(c_in(q) u, c_noise(q))``, with the scalars of
+:mod:`posteriori.scaling`.
 
 The pivot has the anisotropic noise ``Q = Sigma*^(1/2)``, a function of ``A^T A``. Preconditionings:
 
@@ -25,7 +18,6 @@ under the prior ``N(0, v I)``, which is ``c_skip(q) u`` when ``A = 0``. In every
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,9 +28,9 @@ from torch import Tensor, nn
 
 from posteriori.operators.base import LinearOperator, Scalar, SpectralFunction, per_sample
 from posteriori.pivot import linear_estimate, noise_variance, pivot, sample_generator
+from posteriori.scaling import Scaling
 from posteriori.schedule import Schedule
 
-Parametrization = Literal["edm", "epsilon", "v", "flow", "x_0"]
 Preconditioning = Literal["spectral", "scalar", "paper", "palette"]
 
 __all__ = ["Conditioning", "Denoiser", "ExactPosterior", "NetworkDenoiser", "Posterior", "Scaling"]
@@ -52,12 +44,15 @@ class Posterior:
         mean: ``E[x_0 | x_t, y]``, shape of ``x_t``.
         x_t: the noisy signal.
         alpha_t, sigma_t: its scales, broadcastable to it.
+        linear, pivot: what was solved for on the way, where it was; the next evaluation starts its solves there.
     """
 
     mean: Tensor
     x_t: Tensor
     alpha_t: Tensor
     sigma_t: Tensor
+    linear: Tensor | None = None
+    pivot: Tensor | None = None
 
     @property
     def noise(self) -> Tensor:
@@ -69,11 +64,22 @@ class Posterior:
         """``grad log p(x_t | y) = (alpha_t E[x_0 | x_t, y] - x_t) / sigma_t^2`` (EPS paper, theorem 1)."""
         return (self.alpha_t * self.mean - self.x_t) / self.sigma_t**2
 
+    def pivot_at(self, q: Tensor) -> Tensor | None:
+        """A guess of the pivot at another noise level ``q``, ``(B,)``: its noise scaled with that of ``x_t``.
+
+        Exact to first order where ``A`` sees nothing and off by less than the pivot's own noise where it sees.
+        """
+        if self.pivot is None:
+            return None
+        return self.mean + per_sample(q, self.mean) * self.alpha_t / self.sigma_t * (self.pivot - self.mean)
+
 
 class Denoiser(nn.Module, ABC):
     """Anything that knows ``E[x_0 | x_t, y]`` on a schedule: an exact prior or a network."""
 
     schedule: Schedule
+    #: Whether ``forward`` takes ``previous``.
+    warm: bool = False
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Scalar, A: LinearOperator, y: Tensor, sigma_y: Scalar) -> Posterior:
@@ -85,82 +91,25 @@ class Denoiser(nn.Module, ABC):
             A, y, sigma_y: the measurement ``y = A x_0 + sigma_y noise``.
         """
 
-    def __call__(self, x_t: Tensor, t: Scalar, A: LinearOperator, y: Tensor, sigma_y: Scalar) -> Posterior:
-        result: Posterior = super().__call__(x_t, t, A, y, sigma_y)
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Scalar,
+        A: LinearOperator,
+        y: Tensor,
+        sigma_y: Scalar,
+        *,
+        previous: Posterior | None = None,
+    ) -> Posterior:
+        """:meth:`forward`; ``previous`` is the answer at a nearby ``(x_t, t)``, where iterative solves start."""
+        warm = {"previous": previous} if self.warm and previous is not None else {}
+        result: Posterior = super().__call__(x_t, t, A, y, sigma_y, **warm)
         return result
 
     def scales(self, x_t: Tensor, t: Scalar) -> tuple[Tensor, Tensor]:
         """``(alpha_t, sigma_t)`` of shape ``(B or 1, 1, ...)``. Computed in float64: a flow's ``1 - t`` cancels."""
         time = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
         return per_sample(self.schedule.alpha(time), x_t), per_sample(self.schedule.sigma(time), x_t)
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """``c_skip, c_out, c_in`` of a parametrisation (table in the module's head), elementwise in ``q``.
-
-    Attributes:
-        kind: what the network predicts.
-        data_std: ``s``, the standard deviation of the data (EDM's sigma_data).
-    """
-
-    kind: Parametrization = "edm"
-    data_std: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("edm", "epsilon", "v", "flow", "x_0"):
-            raise ValueError(f"unknown parametrization {self.kind!r}: choose edm, epsilon, v, flow or x_0")
-
-    def skip(self, q: Tensor) -> Tensor:
-        s = self.data_std
-        match self.kind:
-            case "edm":
-                return s**2 / (q**2 + s**2)
-            case "epsilon":
-                return torch.ones_like(q)
-            case "v":
-                return 1 / (1 + q**2)
-            case "flow":
-                return 1 / (1 + q)
-            case _:
-                return torch.zeros_like(q)
-
-    def out(self, q: Tensor) -> Tensor:
-        s = self.data_std
-        match self.kind:
-            case "edm":
-                return q * s * torch.rsqrt(q**2 + s**2)
-            case "epsilon":
-                return -q
-            case "v":
-                return -q * torch.rsqrt(1 + q**2)
-            case "flow":
-                return -q / (1 + q)
-            case _:
-                return torch.ones_like(q)
-
-    def input(self, q: Tensor) -> Tensor:
-        match self.kind:
-            case "edm":
-                return torch.rsqrt(q**2 + self.data_std**2)
-            case "flow":
-                return 1 / (1 + q)
-            case _:
-                return torch.rsqrt(1 + q**2)
-
-    def skip_prior_std(self, q: Tensor) -> Tensor:
-        """``v^(1/2)`` with ``v/(v + q^2) = c_skip(q)``: the Gaussian prior whose estimate from ``x_t`` is the skip."""
-        match self.kind:
-            case "edm":
-                return torch.full_like(q, self.data_std)
-            case "epsilon":
-                return torch.full_like(q, math.inf)
-            case "v":
-                return torch.ones_like(q)
-            case "flow":
-                return q.sqrt()
-            case _:
-                return torch.zeros_like(q)
 
 
 @dataclass(frozen=True)
@@ -201,6 +150,7 @@ class Prepared:
     """One evaluation before the network: ``mean = skip + out(F(inputs, c_noise, conditioning))``.
 
     ``variance`` is the mean of the diagonal of ``c_out(Q)^2``, shape ``(B,)``: the size of the error to expect.
+    ``linear`` and ``pivot`` are as in :class:`Posterior`.
     """
 
     skip: Tensor
@@ -209,6 +159,8 @@ class Prepared:
     conditioning: Conditioning
     out: Callable[[Tensor], Tensor]
     variance: Tensor
+    linear: Tensor | None = None
+    pivot: Tensor | None = None
 
 
 class NetworkDenoiser(Denoiser):
@@ -228,6 +180,8 @@ class NetworkDenoiser(Denoiser):
     Raises:
         ValueError: on an unknown preconditioning.
     """
+
+    warm = True
 
     def __init__(
         self,
@@ -250,7 +204,15 @@ class NetworkDenoiser(Denoiser):
         self.c_noise = c_noise or (lambda q: q.log() / 4)
         self.sigma_y_range = sigma_y_range
 
-    def prepare(self, x_t: Tensor, t: Scalar, A: LinearOperator, y: Tensor, sigma_y: Scalar) -> Prepared:
+    def prepare(
+        self,
+        x_t: Tensor,
+        t: Scalar,
+        A: LinearOperator,
+        y: Tensor,
+        sigma_y: Scalar,
+        previous: Posterior | None = None,
+    ) -> Prepared:
         """Everything of an evaluation but the network, so that different operators can share one network call."""
         time = torch.as_tensor(t, dtype=torch.float64, device=x_t.device).expand(x_t.shape[0])
         alpha, sigma = self.schedule.alpha(time), self.schedule.sigma(time)
@@ -268,13 +230,16 @@ class NetworkDenoiser(Denoiser):
         # The variance left by measurement, x_t and the Gaussian prior: c_out(Q)^2 of EDM.
         diagonal = A.spectral_diagonal(of_noise(lambda v: prior.out(v) ** 2), x_t).clamp_min(0).expand(x_t.shape)
         if self.preconditioning in ("spectral", "scalar"):
-            linear = linear_estimate(x_t, y, A, **scales, prior_std=s)
+            linear = linear_estimate(x_t, y, A, **scales, prior_std=s, guess=previous.linear if previous else None)
         else:
             linear = _estimate_from_measurement(y, A, x_t, sigma_y, s)
 
+        mu: Tensor | None = None
+        near = previous.pivot_at(q) if previous else None
+        near = linear if near is None else near  # the linear estimate is off by no more than the pivot's noise
         out: Callable[[Tensor], Tensor]
         if self.preconditioning == "spectral":
-            mu = pivot(x_t, y, A, **scales)
+            mu = pivot(x_t, y, A, **scales, guess=near)
             inputs = A.spectral(of_noise(c.input), mu)
             if c.kind == "edm":
                 skip = linear  # c_skip(Q) mu* in one well-conditioned solve
@@ -290,19 +255,29 @@ class NetworkDenoiser(Denoiser):
                 skip = (
                     torch.zeros_like(x_t)
                     if c.kind == "x_0"
-                    else linear_estimate(x_t, y, A, **scales, prior_std=c.skip_prior_std(q))
+                    else linear_estimate(x_t, y, A, **scales, prior_std=c.skip_prior_std(q), guess=linear)
                 )
             else:
-                centre = pivot(x_t, y, A, **scales) if self.preconditioning == "paper" else u
+                mu = pivot(x_t, y, A, **scales, guess=near) if self.preconditioning == "paper" else None
+                centre = u if mu is None else mu
                 inputs, skip = c.input(q_b) * centre, c.skip(q_b) * centre
         s_y = per_sample(sigma_y, x_t).reshape(-1).expand(x_t.shape[0])
         conditioning = Conditioning(linear / s, diagonal.sqrt() / s, s_y)
-        return Prepared(skip, inputs, self.c_noise(q).to(x_t.dtype), conditioning, out, diagonal.flatten(1).mean(1))
+        c_noise = self.c_noise(q).to(x_t.dtype)
+        return Prepared(skip, inputs, c_noise, conditioning, out, diagonal.flatten(1).mean(1), linear, mu)
 
-    def forward(self, x_t: Tensor, t: Scalar, A: LinearOperator, y: Tensor, sigma_y: Scalar) -> Posterior:
-        p = self.prepare(x_t, t, A, y, sigma_y)
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Scalar,
+        A: LinearOperator,
+        y: Tensor,
+        sigma_y: Scalar,
+        previous: Posterior | None = None,
+    ) -> Posterior:
+        p = self.prepare(x_t, t, A, y, sigma_y, previous)
         prediction = self.backbone(p.inputs, p.c_noise, p.conditioning).to(x_t.dtype)
-        return Posterior(p.skip + p.out(prediction), x_t, *self.scales(x_t, t))
+        return Posterior(p.skip + p.out(prediction), x_t, *self.scales(x_t, t), p.linear, p.pivot)
 
 
 def _estimate_from_measurement(y: Tensor, A: LinearOperator, like: Tensor, sigma_y: Scalar, s: float) -> Tensor:
@@ -350,9 +325,15 @@ class ExactPosterior:
     def schedule(self) -> Schedule:
         return self.denoiser.schedule
 
-    def denoise(self, x_t: Tensor, t: Scalar) -> Posterior:
-        """``p(x_0 | x_t, y)``: one evaluation of the network."""
-        return self.denoiser(x_t, t, self.A, self.y, self.sigma_y)
+    def denoise(self, x_t: Tensor, t: Scalar, previous: Posterior | None = None) -> Posterior:
+        """``p(x_0 | x_t, y)``: one evaluation of the network.
+
+        Args:
+            x_t: ``(B, *signal)``.
+            t: time.
+            previous: the answer at a nearby ``(x_t, t)``; where ``A`` solves iteratively it saves iterations.
+        """
+        return self.denoiser(x_t, t, self.A, self.y, self.sigma_y, previous=previous)
 
     def score(self, x_t: Tensor, t: Scalar) -> Tensor:
         """``grad log p(x_t | y)``, exact up to the denoiser's own error."""

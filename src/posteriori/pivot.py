@@ -73,7 +73,16 @@ def sample_generator(seed: int, *index: int) -> torch.Generator:
     return torch.Generator().manual_seed(state & 0x7FFFFFFFFFFFFFFF)
 
 
-def pivot(x_t: Tensor, y: Tensor, A: LinearOperator, *, alpha_t: Scalar, sigma_t: Scalar, sigma_y: Scalar) -> Tensor:
+def pivot(
+    x_t: Tensor,
+    y: Tensor,
+    A: LinearOperator,
+    *,
+    alpha_t: Scalar,
+    sigma_t: Scalar,
+    sigma_y: Scalar,
+    guess: Tensor | None = None,
+) -> Tensor:
     """The pivot ``mu*`` (EPS paper, theorem 1).
 
     Args:
@@ -82,6 +91,8 @@ def pivot(x_t: Tensor, y: Tensor, A: LinearOperator, *, alpha_t: Scalar, sigma_t
         A: the operator.
         alpha_t, sigma_t: signal and noise scale of ``x_t``; numbers or one per sample ``(B,)``; ``alpha_t > 0``.
         sigma_y: measurement noise; 0 gives the limit ``A^+ y + (I - A^+ A) x_t / alpha_t``.
+        guess: something close to the pivot, shape of ``x_t``: saves iterations where ``A`` solves iteratively and
+            changes nothing else.
 
     Returns:
         ``mu*``, shape of ``x_t``.
@@ -94,7 +105,9 @@ def pivot(x_t: Tensor, y: Tensor, A: LinearOperator, *, alpha_t: Scalar, sigma_t
         raise ValueError(
             "the pivot does not exist at alpha_t = 0: start the time grid below it, or use linear_estimate"
         )
-    return linear_estimate(x_t, y, A, alpha_t=alpha_t, sigma_t=sigma_t, sigma_y=sigma_y, prior_std=math.inf)
+    return linear_estimate(
+        x_t, y, A, alpha_t=alpha_t, sigma_t=sigma_t, sigma_y=sigma_y, prior_std=math.inf, guess=guess
+    )
 
 
 def linear_estimate(
@@ -107,6 +120,7 @@ def linear_estimate(
     sigma_y: Scalar,
     prior_std: Scalar,
     prior_mean: Scalar = 0.0,
+    guess: Tensor | None = None,
 ) -> Tensor:
     """Linear MMSE estimate of ``x_0`` from ``(x_t, y)`` under the prior ``N(prior_mean, prior_std^2 I)``.
 
@@ -128,7 +142,7 @@ def linear_estimate(
             return limit
         rest = linear_estimate(
             x_t, y, A, alpha_t=alpha_t, sigma_t=sigma_t, prior_std=prior_std, prior_mean=prior_mean,
-            sigma_y=torch.where(noiseless, torch.ones_like(s_y), s_y).reshape(-1),
+            sigma_y=torch.where(noiseless, torch.ones_like(s_y), s_y).reshape(-1), guess=guess,
         )  # fmt: skip
         return torch.where(noiseless, limit, rest)
     return A.gram_solve(
@@ -137,6 +151,7 @@ def linear_estimate(
         s_y**2 * term,
         per_sample(sigma_t, y) ** 2 * y,
         unit=_flat(sigma**2 * s_y**2),
+        **({} if guess is None or A.exact else {"guess": guess}),
     )
 
 

@@ -56,6 +56,8 @@ class GaussianMixture(Denoiser):
     means: Tensor
     covs: Tensor
 
+    warm = True
+
     def __init__(
         self,
         weights: Tensor,
@@ -134,12 +136,22 @@ class GaussianMixture(Denoiser):
         log_density = -0.5 * white.square().sum(-1) - log_det - 0.5 * d * math.log(2 * math.pi)
         return log_density + self.weights.log(), white, factor
 
-    def forward(self, x_t: Tensor, t: Scalar, A: LinearOperator, y: Tensor, sigma_y: Scalar) -> Posterior:
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Scalar,
+        A: LinearOperator,
+        y: Tensor,
+        sigma_y: Scalar,
+        previous: Posterior | None = None,
+    ) -> Posterior:
         alpha, sigma = self.scales(x_t, t)
         if bool((torch.as_tensor(sigma_y) <= 0).any()):
             raise ValueError("exact priors denoise with a positive sigma_y; use .posterior for sigma_y = 0")
         scales = {"alpha_t": alpha.reshape(-1), "sigma_t": sigma.reshape(-1), "sigma_y": sigma_y}
-        mu = pivot(x_t, y, A, **scales).flatten(1)
+        near = previous.pivot_at((sigma / alpha).reshape(-1)) if previous else None
+        solved_for = pivot(x_t, y, A, **scales, guess=near)
+        mu = solved_for.flatten(1)
         matrix = dense_matrix(A, self.shape, x_t.shape[0], mu)
         lam, v = torch.linalg.eigh(matrix.mT @ matrix)  # (1 or B, d), (1 or B, d, d)
         varies = any(torch.as_tensor(s).numel() > 1 for s in scales.values())
@@ -157,7 +169,7 @@ class GaussianMixture(Denoiser):
             solved = torch.linalg.solve_triangular(factor.mT, white.unsqueeze(3), upper=True)
             solved = (self.covs @ solved).squeeze(3)
         mean = torch.einsum("nk,nkd->nd", r, self.means + solved)
-        return Posterior(mean.reshape(x_t.shape).to(x_t.dtype), x_t, alpha, sigma)
+        return Posterior(mean.reshape(x_t.shape).to(x_t.dtype), x_t, alpha, sigma, pivot=solved_for)
 
     def posterior(self, A: LinearOperator, y: Tensor, sigma_y: float) -> GaussianMixture:
         """``p(x_0 | y)`` of one measurement, exactly.

@@ -19,7 +19,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from posteriori.denoise import ExactPosterior
+from posteriori.denoise import ExactPosterior, Posterior
 from posteriori.pivot import sample_generator
 from posteriori.schedule import Spacing
 
@@ -242,16 +242,18 @@ def _run(
         return torch.stack([torch.randn(signal, generator=g, dtype=y.dtype) for g in generators]).to(y.device)
 
     evaluations = 0
+    previous: Posterior | None = None
     means: list[Tensor] = []
     step_means: list[Tensor] = []
 
     def mean(u: Tensor, q: float) -> Tensor:
-        nonlocal evaluations
+        nonlocal evaluations, previous
         evaluations += 1
         # The grid's own time where the step starts there; otherwise (added noise, second stage) the inverse.
         t = float(times.get(q, float(schedule.time(torch.tensor(q, dtype=torch.float64)))))
         alpha = float(schedule.alpha(torch.tensor(t, dtype=torch.float64)))
-        d = posterior.denoise(alpha * u, t).mean
+        previous = posterior.denoise(alpha * u, t, previous)
+        d = previous.mean
         if keep:
             step_means.append(d)
         return d

@@ -335,7 +335,7 @@ class KrylovSuite(OperatorSuite):
 
     def make(self, samples: Sequence[int]) -> KrylovOperator:
         A = self.build()
-        A.tolerance = 1e-11
+        A.tolerance = A.spectral_tolerance = 1e-11
         return A
 
     def test_error_is_within_its_bound(self) -> None:

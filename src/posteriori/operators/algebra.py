@@ -77,13 +77,20 @@ class _Conformal(LinearOperator):
         return self.operator.signal_shape(measurement_shape)
 
     def gram_solve(
-        self, a: Scalar, b: Scalar, x: Tensor | None = None, y: Tensor | None = None, *, unit: Scalar = 1.0
+        self,
+        a: Scalar,
+        b: Scalar,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        *,
+        unit: Scalar = 1.0,
+        guess: Tensor | None = None,
     ) -> Tensor:
         z = None if y is None else self.outer_adjoint(y)
         square, like = self.square, x if x is not None else z
         if isinstance(square, Tensor) and like is not None:
             square, b = square.to(like), per_sample(b, like).reshape(-1)
-        return self.operator.gram_solve(a, square * b, x, z, unit=unit)
+        return self.operator.gram_solve(a, square * b, x, z, unit=unit, guess=guess)
 
     def _of_own(self, f: SpectralFunction) -> SpectralFunction:
         def function(lam: Tensor) -> Tensor:

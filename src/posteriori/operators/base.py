@@ -121,7 +121,14 @@ class LinearOperator(ABC):
 
     @abstractmethod
     def gram_solve(
-        self, a: Scalar, b: Scalar, x: Tensor | None = None, y: Tensor | None = None, *, unit: Scalar = 1.0
+        self,
+        a: Scalar,
+        b: Scalar,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        *,
+        unit: Scalar = 1.0,
+        guess: Tensor | None = None,
     ) -> Tensor:
         """``(a I + b A^T A)^-1 (x + A^T y)``; either term may be left out.
 
@@ -131,6 +138,7 @@ class LinearOperator(ABC):
             y: ``(B, *measurement)``.
             unit: ``(a I + b A^T A) / unit`` is the precision an iterative solve's error is judged in; exact solves
                 do not need it.
+            guess: ``(B, *signal)``, where an iterative solve starts: it changes the cost, not the answer.
 
         Raises:
             ValueError: when both terms are missing or shapes do not fit.
@@ -241,7 +249,14 @@ class SpectralOperator(LinearOperator):
 
     @full_precision
     def gram_solve(
-        self, a: Scalar, b: Scalar, x: Tensor | None = None, y: Tensor | None = None, *, unit: Scalar = 1.0
+        self,
+        a: Scalar,
+        b: Scalar,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        *,
+        unit: Scalar = 1.0,
+        guess: Tensor | None = None,
     ) -> Tensor:
         if x is None and y is None:
             raise ValueError("gram_solve needs x, y or both")

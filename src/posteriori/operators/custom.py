@@ -39,7 +39,7 @@ class Callable(KrylovOperator):
         *,
         shape: Sequence[int],
         tolerance: float = 1e-3,
-        max_iterations: int = 500,
+        max_iterations: int = 2000,
         dtype: torch.dtype = torch.float64,
     ) -> None:
         if not shape or math.prod(shape) < 1:
