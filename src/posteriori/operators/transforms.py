@@ -7,7 +7,7 @@ r"""Some coefficients of an orthonormal transform (compressed sensing): ``A = M 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -19,14 +19,47 @@ from posteriori.operators.diagonal import Inpainting
 __all__ = ["DCT", "Hadamard"]
 
 
-@lru_cache(maxsize=32)
-def _cosines(n: int) -> Tensor:
-    """Orthonormal DCT-II, float64 ``(n, n)``."""
-    with torch.inference_mode(False):
-        k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
-        matrix = (2 / n) ** 0.5 * torch.cos(math.pi * k * (2 * i + 1) / (2 * n))
-        matrix[0] = n**-0.5
-        return matrix
+def _phases(n: int, like: Tensor) -> Tensor:
+    k = torch.arange(n, dtype=like.dtype, device=like.device)
+    return torch.polar(torch.ones_like(k), math.pi * k / (2 * n))
+
+
+def _weights(n: int, like: Tensor) -> Tensor:
+    """What makes ``C_k = sum_j x_j cos(pi (2 j + 1) k / 2 n)`` orthonormal."""
+    w = like.new_full((n,), (2 / n) ** 0.5)
+    w[0] = n**-0.5
+    return w
+
+
+def _cosines(x: Tensor) -> Tensor:
+    """Orthonormal DCT-II of the last dimension, by one Fourier transform of its length (Makhoul 1980)."""
+    n = x.shape[-1]
+    folded = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
+    return (torch.fft.fft(folded) * _phases(n, x).conj()).real * _weights(n, x)
+
+
+def _from_cosines(c: Tensor) -> Tensor:
+    """Its inverse, which is its transpose: ``F folded = phase (C_k - i C_{n-k})``."""
+    n = c.shape[-1]
+    c = c / _weights(n, c)
+    mirrored = torch.nn.functional.pad(c[..., 1:].flip(-1), (1, 0))
+    folded = torch.fft.ifft(_phases(n, c) * torch.complex(c, -mirrored)).real
+    half = (n + 1) // 2
+    x = torch.empty_like(folded)
+    x[..., ::2], x[..., 1::2] = folded[..., :half], folded[..., half:].flip(-1)
+    return x
+
+
+def _squared_cosines(f: Tensor) -> Tensor:
+    """``sum_k T_kj^2 f_k``: with ``n T_kj^2 = 1 + cos(pi (2 j + 1) 2 k / 2 n)`` for ``k > 0`` again a cosine transform,
+    of doubled frequencies; those from ``n`` on fold back with the opposite sign, ``n`` itself is 0 everywhere."""
+    n = f.shape[-1]
+    doubled = torch.zeros_like(f)
+    below = torch.arange(1, (n + 1) // 2, device=f.device)
+    above = torch.arange(n // 2 + 1, n, device=f.device)
+    doubled[..., 2 * below] = f[..., below]
+    doubled[..., 2 * n - 2 * above] = doubled[..., 2 * n - 2 * above] - f[..., above]
+    return (f.sum(-1, keepdim=True) + _from_cosines(doubled * (n / 2) ** 0.5)) / n
 
 
 @lru_cache(maxsize=8)
@@ -80,13 +113,15 @@ class _Transformed(Inpainting):
         return x if self.scramble is None else x * _signs(tuple(x.shape[-self.dims :]), self.scramble).to(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._weights(x) * self.coefficients(x)
+        return (self._weights(x) * self.coefficients(x)).to(x.dtype)
 
+    # Coefficients are kept in float64: sums in float32 would round what is not measured, large at sigma_t = 80, into
+    # what is, at a visible size.
     def coefficients(self, x: Tensor) -> Tensor:
-        return self.transform(self._scrambled(x))
+        return self.transform(self._scrambled(x.double()))
 
     def signal(self, c: Tensor, like_shape: Sequence[int]) -> Tensor:
-        return self._scrambled(self.inverse(c))
+        return self._scrambled(self.inverse(c.double()))
 
 
 class Hadamard(_Transformed):
@@ -143,19 +178,18 @@ class DCT(_Transformed):
     def solver(self) -> str:
         return "exact (dct)"
 
-    def _along(self, x: Tensor, power: int, transposed: bool) -> Tensor:
+    def _along(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         for axis in range(-self.dims, 0):
-            matrix = _cosines(x.shape[axis]).to(x) ** power
-            matrix = matrix.T if transposed else matrix
-            x = (x.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
+            x = function(x.movedim(axis, -1)).movedim(-1, axis)
         return x
 
     def transform(self, x: Tensor) -> Tensor:
-        return self._along(x, 1, False)
+        return self._along(x, _cosines)
 
     def inverse(self, c: Tensor) -> Tensor:
-        return self._along(c, 1, True)
+        return self._along(c, _from_cosines)
 
     @full_precision
     def spectral_diagonal(self, f: SpectralFunction, like: Tensor) -> Tensor:
-        return self._along(f(self.eigenvalues(like)).expand(like.shape), 2, True)
+        values = f(self.eigenvalues(like)).double().expand(like.shape)
+        return self._along(values, _squared_cosines).to(like.dtype)
