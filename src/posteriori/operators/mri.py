@@ -26,18 +26,23 @@ __all__ = ["MRI", "MultiCoilMRI", "birdcage_maps", "cartesian_mask", "radial_mas
 AXES = (-2, -1)
 
 
+def _sizes(size: int | Sequence[int]) -> tuple[int, int]:
+    h, w = (size, size) if isinstance(size, int) else size
+    return h, w
+
+
 def cartesian_mask(
-    size: Sequence[int], acceleration: float = 4, center_fraction: float = 0.08, seed: int = 0
+    size: int | Sequence[int], acceleration: float = 4, center_fraction: float = 0.08, seed: int = 0
 ) -> Tensor:
     """Mask ``(H, W)`` of whole columns of k-space: the middle ones, and others at random.
 
     Args:
-        size: ``(H, W)``.
+        size: ``(H, W)``, or one number for square images.
         acceleration: ``W`` over the number of columns measured, at least 1.
         center_fraction: share of columns measured in the middle.
         seed: of the others.
     """
-    h, w = size
+    h, w = _sizes(size)
     middle, kept = round(w * center_fraction), round(w / acceleration)
     if acceleration < 1 or not 0 <= center_fraction <= 1 or kept < max(middle, 1):
         raise ValueError(
@@ -53,9 +58,9 @@ def cartesian_mask(
     return columns.expand(h, w).contiguous()
 
 
-def radial_mask(size: Sequence[int], spokes: int) -> Tensor:
+def radial_mask(size: int | Sequence[int], spokes: int) -> Tensor:
     """Mask ``(H, W)`` of the grid points next to ``spokes`` diameters of k-space at equal angles."""
-    h, w = size
+    h, w = _sizes(size)
     if spokes < 1:
         raise ValueError(f"a radial mask needs at least one spoke, got {spokes}")
     mask = torch.zeros(h, w)
@@ -69,10 +74,10 @@ def radial_mask(size: Sequence[int], spokes: int) -> Tensor:
     return mask
 
 
-def birdcage_maps(coils: int, size: Sequence[int], width: float = 0.7) -> Tensor:
+def birdcage_maps(coils: int, size: int | Sequence[int], width: float = 0.7) -> Tensor:
     """Smooth complex sensitivities ``(coils, H, W)`` of coils on a circle around the image, normalised so that the sum
     of squares is 1 at every pixel."""
-    h, w = size
+    h, w = _sizes(size)
     y = torch.linspace(-1, 1, h, dtype=torch.float64)[:, None]
     x = torch.linspace(-1, 1, w, dtype=torch.float64)[None]
     maps = []
@@ -187,6 +192,14 @@ class MRI(SpectralOperator):
         return _fitting(self.mask, y).expand(y.shape)
 
 
+class _Spectrum(MRI):
+    """``F^* diag(d) F`` in the place of ``A^T A``, for any real ``d >= 0``: solves only."""
+
+    def __init__(self, spectrum: Tensor, real: bool) -> None:
+        self.mask, self.real = spectrum, real
+        self.shape = (1 if real else 2, *spectrum.shape[-2:])
+
+
 class MultiCoilMRI(KrylovOperator):
     """Several coils, by conjugate gradients. Signals as for :class:`MRI`, k-space ``(B, coils, 2, H, W)``.
 
@@ -240,3 +253,18 @@ class MultiCoilMRI(KrylovOperator):
 
     def observed(self, y: Tensor) -> Tensor | None:
         return _fitting(self.mask, y).unsqueeze(2).expand(y.shape)
+
+    def gram(self, v: Tensor) -> Tensor:
+        # where an image's middle is does not matter to a convolution: only the mask is shifted
+        image = v.to(complex_dtype(v.dtype)) if self.real else _complex(v, 1)
+        maps, mask = self._maps(v), torch.fft.ifftshift(_fitting(self.mask, v), AXES)
+        image = (maps.conj() * torch.fft.ifft2(mask * torch.fft.fft2(maps * image))).sum(1, keepdim=True)
+        return image.real if self.real else _channels(image, 1)
+
+    def surrogate(self, like: Tensor) -> SpectralOperator:
+        """The convolution closest to ``A^T A`` (T. Chan 1988): ``d(k) = sum_c sum_k' M(k') |F S_c|^2(k' - k) / (H W)``,
+        the energy that the coils measure of a plane wave."""
+        maps, mask = self._maps(like), _fitting(self.mask, like)
+        power = _fourier(maps).abs().square().sum(1, keepdim=True)
+        lagged = torch.fft.fft2(mask) * torch.fft.fft2(torch.fft.ifftshift(power, AXES)).conj()
+        return _Spectrum(torch.fft.ifft2(lagged).real.clamp_min(0) / power[0].numel(), self.real)
