@@ -33,7 +33,7 @@ CLASSES = (
     "VP",
 )
 FUNCTIONS = (
-    "linear_estimate", "load", "measure", "pivot", "read_image", "sample", "sample_pivot", "save", "write_image",
+    "estimate_sigma_y", "linear_estimate", "load", "measure", "pivot", "read_image", "sample", "sample_pivot", "save", "write_image",
 )  # fmt: skip
 
 
