@@ -33,7 +33,8 @@ CLASSES = (
     "VP",
 )
 FUNCTIONS = (
-    "estimate_sigma_y", "linear_estimate", "load", "measure", "pivot", "read_image", "sample", "sample_pivot", "save", "write_image",
+    "estimate_sigma_y", "linear_estimate", "load", "measure", "pivot", "read_image", "sample", "sample_pivot",
+    "save", "write_image",
 )  # fmt: skip
 
 
