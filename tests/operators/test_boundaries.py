@@ -52,7 +52,7 @@ class _PerSample(KrylovSuite):
 
     def make(self, samples: Sequence[int]) -> KrylovOperator:
         A = self.kernels(samples)
-        A.tolerance = 1e-11
+        A.tolerance = A.spectral_tolerance = 1e-11
         return A
 
     def test_gradients_where_the_iteration_stops_at_once(self) -> None:

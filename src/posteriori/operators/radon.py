@@ -17,6 +17,7 @@ from torch import Tensor
 
 from posteriori.operators.base import full_precision
 from posteriori.operators.dense import Matrix
+from posteriori.operators.fourier import CircularConvolution
 from posteriori.operators.krylov import KrylovOperator
 from posteriori.operators.sparse import CompressedRows
 
@@ -127,6 +128,15 @@ class Radon(KrylovOperator):
             )
         size = self.image_size(y.shape[-1])
         return self._weights(size).product(y.flatten(-2), transposed=True).unflatten(-1, size)
+
+    def surrogate(self, like: Tensor) -> CircularConvolution:
+        """The convolution that answers a point in the middle as ``A^T A`` does; it answers all points much alike."""
+        h, w = like.shape[-2:]
+        point = torch.zeros(1, 1, h, w, dtype=torch.float64, device=like.device)
+        point[..., h // 2, w // 2] = 1
+        answer = torch.fft.ifftshift(self.gram(point)[0, 0])
+        root = torch.fft.fft2(answer).real.clamp_min(0).sqrt()
+        return CircularConvolution(torch.fft.fftshift(torch.fft.ifft2(root).real))
 
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return (*measurement_shape[:-2], *self.image_size(measurement_shape[-1]))
