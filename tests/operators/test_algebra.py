@@ -14,6 +14,7 @@ from torch import Tensor
 
 import posteriori as po
 from posteriori.operators import (
+    DCT,
     Bayer,
     Blur,
     Callable,
@@ -25,6 +26,7 @@ from posteriori.operators import (
     Downsampling,
     GaussianBlur,
     Grayscale,
+    Hadamard,
     Identity,
     Inpainting,
     KrylovOperator,
@@ -312,6 +314,54 @@ def test_what_stays_exact_says_so() -> None:
     for solver, operators in expected.items():
         for A in operators:
             assert A.solver == solver, A
+
+
+SAME_SHAPE: dict[str, LinearOperator] = {
+    "identity": Identity(),
+    "nothing": Nothing(),
+    "multiple": Weighting(torch.tensor(0.75)),  # exact in single precision
+    "mask": Inpainting((weights(4, 8) > 0).float()),
+    "weights": Weighting(weights(2, 4, 8, seed=4)),
+    "circular": Blur(KERNEL, "circular"),
+    "separable": GaussianBlur(0.8),
+    "separable, circular": GaussianBlur(0.6, 3, "circular"),
+    "general": Blur(randn(3, 3, seed=9), "replicate"),
+    "channels": ChannelMixing(randn(2, 2, seed=8)),
+    "hadamard": Hadamard((weights(4, 8, seed=6) > 0).float()),
+    "dct": DCT((weights(4, 8, seed=7) > 0).float(), scramble=1),
+    "function": Callable(lambda x: x.flip(-1) + 0.3 * x, shape=(2, 4, 8)),
+}
+
+
+@pytest.mark.parametrize("inner", SAME_SHAPE)
+@pytest.mark.parametrize("outer", SAME_SHAPE)
+def test_combinations_are_what_they_say(outer: str, inner: str) -> None:
+    """A structure recognised wrongly (a transform whose weights were taken for those of a mask) gives an operator that
+    is consistent with itself and another than the one written: products, multiples and stacks of all pairs, applied
+    one after the other."""
+    B, A, x = SAME_SHAPE[outer], SAME_SHAPE[inner], randn(2, 2, 4, 8)
+    y = B(A(x))
+    both = stack([B, 0.5 * A], shape=(2, 4, 8))
+    for found, expected in [
+        ((B @ A)(x), y),
+        ((-2.0 * (B @ A))(x), -2.0 * y),
+        ((B @ A).adjoint(x), A.adjoint(B.adjoint(x))),
+        (both.split(both(x))[0], B(x)),
+        (both.split(both(x))[1], 0.5 * A(x)),
+        (both.adjoint(both(x)), B.adjoint(B(x)) + 0.25 * A.adjoint(A(x))),
+    ]:
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 * float(expected.abs().max()) + 1e-12)
+
+
+@pytest.mark.parametrize("transform", [Hadamard, DCT])
+def test_weights_after_a_transform_stay_exact(transform: type[Hadamard] | type[DCT]) -> None:
+    """Noise that differs between the coefficients of a single-pixel camera would cost conjugate gradients."""
+    A = transform((weights(4, 8, seed=6) > 0).float(), scramble=3)
+    for B in (Weighting(weights(4, 8)), Inpainting((weights(4, 8) > 0).float())):
+        assert (B @ A).exact
+        check(B @ A, (2, 4, 8))
+    assert stack([A, A], [0.1, 0.2], shape=(2, 4, 8)).exact
+    assert not stack([A, Inpainting((weights(4, 8) > 0).float())], shape=(2, 4, 8)).exact
 
 
 def test_compositions_are_flat_and_simplify_where_they_meet() -> None:

@@ -3,6 +3,7 @@ r"""Operators made of operators: ``B @ A`` and ``s * A``. For ``[A_1; A_2]`` see
 Where a structure survives, so does the exact solve:
 
     diag(v) diag(w) = diag(v w)                                      masks, weights, crops, samples, mosaics
+    diag(v) diag(w) T = diag(v w) T                                  masks and weights after a transform
     F* K' F F* K F = F* (K' K) F                                     circular convolutions
     (B_h (x) B_w)(A_h (x) A_w) = (B_h A_h) (x) (B_w A_w)             separable operators with crops and paddings
     M (x) S                                                          channel mixing, and what acts on channels alike
@@ -37,6 +38,7 @@ from posteriori.operators.fourier import CircularConvolution
 from posteriori.operators.kronecker import Axis, ConvolutionAxis, Separable
 from posteriori.operators.krylov import KrylovOperator
 from posteriori.operators.products import ChannelProduct, ConvolutionProduct, Picking, PickingProduct, ProductAxis
+from posteriori.operators.transforms import Transformed
 
 __all__ = ["Composition", "Padded", "Scaled", "compose", "is_scalar", "scale"]
 
@@ -293,6 +295,8 @@ def _product(B: LinearOperator, A: LinearOperator) -> LinearOperator | None:
         return A if isinstance(B, Identity) else B
     if isinstance(B, Weighting) and isinstance(A, Weighting):
         return _weights(B, A)
+    if isinstance(B, Weighting) and isinstance(A, Transformed):
+        return A.weighted(_weights(B, A.selection))
     for one, other in ((B, A), (A, B)):
         if isinstance(one, Weighting) and is_scalar(one) and float(one.weights) > 0:
             return scale(float(one.weights), other)

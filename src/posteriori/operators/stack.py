@@ -36,6 +36,7 @@ from posteriori.operators.fourier import CircularConvolution
 from posteriori.operators.kronecker import Separable
 from posteriori.operators.krylov import KrylovOperator
 from posteriori.operators.products import ConvolutionProduct, Picking
+from posteriori.operators.transforms import Transformed
 
 __all__ = ["Stack", "stack"]
 
@@ -202,6 +203,8 @@ def _basis(A: LinearOperator) -> Hashable:
         return "signal"
     if isinstance(A, CircularConvolution | ConvolutionProduct):
         return "fourier", A.axes
+    if isinstance(A, Transformed):
+        return type(A), A.dims, A.scramble
     return ("separable", A.axes) if isinstance(A, Separable) else id(A)
 
 

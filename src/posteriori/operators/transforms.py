@@ -7,16 +7,18 @@ r"""Some coefficients of an orthonormal transform (compressed sensing): ``A = M 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from posteriori.operators.base import SpectralFunction, full_precision
-from posteriori.operators.diagonal import Inpainting
+from posteriori.operators.base import SpectralFunction, SpectralOperator, full_precision
+from posteriori.operators.diagonal import Inpainting, Weighting
 
-__all__ = ["DCT", "Hadamard"]
+__all__ = ["DCT", "Hadamard", "Transformed"]
 
 
 def _phases(n: int, like: Tensor) -> Tensor:
@@ -24,7 +26,7 @@ def _phases(n: int, like: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(k), math.pi * k / (2 * n))
 
 
-def _weights(n: int, like: Tensor) -> Tensor:
+def _normalisation(n: int, like: Tensor) -> Tensor:
     """What makes ``C_k = sum_j x_j cos(pi (2 j + 1) k / 2 n)`` orthonormal."""
     w = like.new_full((n,), (2 / n) ** 0.5)
     w[0] = n**-0.5
@@ -35,13 +37,13 @@ def _cosines(x: Tensor) -> Tensor:
     """Orthonormal DCT-II of the last dimension, by one Fourier transform of its length (Makhoul 1980)."""
     n = x.shape[-1]
     folded = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
-    return (torch.fft.fft(folded) * _phases(n, x).conj()).real * _weights(n, x)
+    return (torch.fft.fft(folded) * _phases(n, x).conj()).real * _normalisation(n, x)
 
 
 def _from_cosines(c: Tensor) -> Tensor:
     """Its inverse, which is its transpose: ``F folded = phase (C_k - i C_{n-k})``."""
     n = c.shape[-1]
-    c = c / _weights(n, c)
+    c = c / _normalisation(n, c)
     mirrored = torch.nn.functional.pad(c[..., 1:].flip(-1), (1, 0))
     folded = torch.fft.ifft(_phases(n, c) * torch.complex(c, -mirrored)).real
     half = (n + 1) // 2
@@ -81,7 +83,7 @@ def _walsh_hadamard(x: Tensor, dims: int) -> Tensor:
     return (x / n**0.5).reshape(shape)
 
 
-class _Transformed(Inpainting):
+class Transformed(SpectralOperator):
     """A mask on the coefficients of an orthonormal transform of the last ``dims`` dimensions.
 
     Args:
@@ -96,24 +98,44 @@ class _Transformed(Inpainting):
     """
 
     def __init__(self, mask: Tensor, dims: int = 2, scramble: int | None = None) -> None:
-        super().__init__(mask)
+        self.selection: Weighting = Inpainting(mask)
         if dims < 1 or self.weights.ndim < dims:
             raise ValueError(f"a mask of shape {tuple(self.weights.shape)} has fewer than {dims} dimensions: set dims")
         self.dims, self.scramble = dims, scramble
 
+    @property
+    def weights(self) -> Tensor:
+        """What the coefficients are multiplied by."""
+        return self.selection.weights
+
+    def weighted(self, selection: Weighting) -> Transformed:
+        """The same transform with other weights on its coefficients."""
+        other = copy(self)
+        other.selection = selection
+        return other
+
+    @abstractmethod
     def transform(self, x: Tensor) -> Tensor:
         """``T x``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inverse(self, c: Tensor) -> Tensor:
         """``T^T c``."""
-        raise NotImplementedError
+
+    def samples(self, ndim: int) -> int | None:
+        return self.selection.samples(ndim)
 
     def _scrambled(self, x: Tensor) -> Tensor:
         return x if self.scramble is None else x * _signs(tuple(x.shape[-self.dims :]), self.scramble).to(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self._weights(x) * self.coefficients(x)).to(x.dtype)
+        return self.selection.forward(self.coefficients(x)).to(x.dtype)
+
+    def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(measurement_shape)
+
+    def eigenvalues(self, like: Tensor) -> Tensor:
+        return self.selection.eigenvalues(like)
 
     # Coefficients are kept in float64: sums in float32 would round what is not measured, large at sigma_t = 80, into
     # what is, at a visible size.
@@ -123,10 +145,15 @@ class _Transformed(Inpainting):
     def signal(self, c: Tensor, like_shape: Sequence[int]) -> Tensor:
         return self._scrambled(self.inverse(c.double()))
 
+    def adjoint_coefficients(self, y: Tensor) -> Tensor:
+        return self.selection.adjoint_coefficients(y)
 
-class Hadamard(_Transformed):
-    """Hadamard transform in natural order, exact. Arguments as in the cosine transform's :class:`DCT`; the transformed
-    sizes must multiply to a power of two.
+    def observed(self, y: Tensor) -> Tensor | None:
+        return self.selection.observed(y)
+
+
+class Hadamard(Transformed):
+    """Hadamard transform in natural order, exact. The transformed sizes must multiply to a power of two.
 
     Args:
         mask: 1 where a coefficient is measured; measurements are laid out like it, 0 where nothing is measured.
@@ -162,7 +189,7 @@ class Hadamard(_Transformed):
         return values.expand(*values.shape[: -self.dims], *like.shape[-self.dims :]).mean(axes, keepdim=True)
 
 
-class DCT(_Transformed):
+class DCT(Transformed):
     """Cosine transform (type II, orthonormal), exact.
 
     Args:
