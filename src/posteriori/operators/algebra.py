@@ -34,7 +34,7 @@ from posteriori.operators.cropping import Crop, CropAxis, Pad, PadAxis
 from posteriori.operators.custom import Callable
 from posteriori.operators.dense import Matrix
 from posteriori.operators.diagonal import Identity, Inpainting, Weighting
-from posteriori.operators.fourier import CircularConvolution
+from posteriori.operators.fourier import CircularConvolution, FourierOperator
 from posteriori.operators.kronecker import Axis, ConvolutionAxis, Separable
 from posteriori.operators.krylov import KrylovOperator
 from posteriori.operators.products import ChannelProduct, ConvolutionProduct, Picking, PickingProduct, ProductAxis
@@ -331,7 +331,7 @@ def _only_in_space(A: LinearOperator) -> bool:
     """Whether ``A`` acts alike on all channels of images ``(B, C, H, W)``, and on no more than their two sides."""
     if isinstance(A, Weighting):
         return A.weights.ndim <= 2 or A.weights.shape[-3] == 1
-    if isinstance(A, CircularConvolution | ConvolutionProduct):
+    if isinstance(A, FourierOperator):
         return len(A.axes) <= 2
     return (isinstance(A, Separable) and len(A.axes) <= 2) or (isinstance(A, Crop | Pad) and len(A.margins) <= 2)
 

@@ -3,6 +3,7 @@ r"""Circular convolution: ``A = F^* diag(K) F``, so ``V = F^*`` (unitary Fourier
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -10,60 +11,24 @@ from torch import Tensor
 
 from posteriori.operators.base import SpectralFunction, SpectralOperator
 
-__all__ = ["CircularConvolution"]
+__all__ = ["CircularConvolution", "FourierOperator"]
 
 
-class CircularConvolution(SpectralOperator):
-    """Convolution of the last dimensions of a signal with a kernel, wrapping around its borders.
+class FourierOperator(SpectralOperator):
+    """What is diagonal in the Fourier transform of a signal's last dimensions, ``axes``: subclasses give ``K``."""
 
-    Args:
-        kernel: real tensor whose dimensions are the convolved ones (``(k,)`` for 1-D signals, ``(kh, kw)`` for
-            images, any number for volumes); its centre is entry ``size // 2``. With ``per_sample`` the batch comes
-            first: ``(B, kh, kw)``.
-        per_sample: whether the first dimension of ``kernel`` is the batch.
+    axes: tuple[int, ...]
 
-    Raises:
-        ValueError: when the kernel is empty or not finite.
-    """
-
-    def __init__(self, kernel: Tensor, *, per_sample: bool = False) -> None:
-        k = torch.as_tensor(kernel)
-        k = k if k.is_floating_point() else k.float()
-        if k.numel() == 0 or not bool(torch.isfinite(k).all()):
-            raise ValueError("a blur kernel must be finite and not empty")
-        self.kernel = k if per_sample else k.unsqueeze(0)
-        self.axes = tuple(range(-(self.kernel.ndim - 1), 0))
-        # A memo of transfer functions by size and precision: derived from the kernel alone.
-        self._transfer: dict[tuple[object, ...], Tensor] = {}
+    @abstractmethod
+    def transfer(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """``K``, complex, shape ``(B or 1, 1, ..., *rfft sizes)`` for signals of ``shape`` (with batch)."""
 
     @property
     def solver(self) -> str:
         return "exact (fft)"
 
-    def samples(self, ndim: int) -> int | None:
-        return self.kernel.shape[0] if self.kernel.shape[0] > 1 else None
-
     def _shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(shape[i] for i in self.axes)
-
-    def transfer(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """``K``, complex, shape ``(B or 1, 1, ..., *rfft sizes)`` for signals of ``shape`` (with batch)."""
-        sizes = self._shape(shape)
-        if self.kernel.shape[0] not in (1, shape[0]):
-            raise ValueError(
-                f"{self.kernel.shape[0]} kernels do not fit a batch of {shape[0]}: give one for each sample"
-            )
-        real = like.real.dtype if like.is_complex() else like.dtype
-        key = (sizes, len(shape), real, like.device)
-        if key in self._transfer:
-            return self._transfer[key]
-        with torch.inference_mode(False):  # what is kept must serve training too
-            k = transfer_function(self.kernel, sizes)
-            k = k.reshape(k.shape[0], *[1] * (len(shape) - k.ndim), *k.shape[1:])
-            k = k.to(device=like.device, dtype=complex_dtype(real))
-        if not self.kernel.requires_grad:  # a kernel being fitted has a graph of its own at every call
-            self._transfer[key] = k
-        return k
 
     def forward(self, x: Tensor) -> Tensor:
         return self.signal(self.transfer(x.shape, x) * self.coefficients(x), x.shape)
@@ -91,6 +56,51 @@ class CircularConvolution(SpectralOperator):
         if like.shape[-1] % 2 == 0:
             weight[-1] = 1
         return (values * weight).sum(self.axes, keepdim=True) / math.prod(self._shape(like.shape))
+
+
+class CircularConvolution(FourierOperator):
+    """Convolution of the last dimensions of a signal with a kernel, wrapping around its borders.
+
+    Args:
+        kernel: real tensor whose dimensions are the convolved ones (``(k,)`` for 1-D signals, ``(kh, kw)`` for
+            images, any number for volumes); its centre is entry ``size // 2``. With ``per_sample`` the batch comes
+            first: ``(B, kh, kw)``.
+        per_sample: whether the first dimension of ``kernel`` is the batch.
+
+    Raises:
+        ValueError: when the kernel is empty or not finite.
+    """
+
+    def __init__(self, kernel: Tensor, *, per_sample: bool = False) -> None:
+        k = torch.as_tensor(kernel)
+        k = k if k.is_floating_point() else k.float()
+        if k.numel() == 0 or not bool(torch.isfinite(k).all()):
+            raise ValueError("a blur kernel must be finite and not empty")
+        self.kernel = k if per_sample else k.unsqueeze(0)
+        self.axes = tuple(range(-(self.kernel.ndim - 1), 0))
+        # A memo of transfer functions by size and precision: derived from the kernel alone.
+        self._transfer: dict[tuple[object, ...], Tensor] = {}
+
+    def samples(self, ndim: int) -> int | None:
+        return self.kernel.shape[0] if self.kernel.shape[0] > 1 else None
+
+    def transfer(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        sizes = self._shape(shape)
+        if self.kernel.shape[0] not in (1, shape[0]):
+            raise ValueError(
+                f"{self.kernel.shape[0]} kernels do not fit a batch of {shape[0]}: give one for each sample"
+            )
+        real = like.real.dtype if like.is_complex() else like.dtype
+        key = (sizes, len(shape), real, like.device)
+        if key in self._transfer:
+            return self._transfer[key]
+        with torch.inference_mode(False):  # what is kept must serve training too
+            k = transfer_function(self.kernel, sizes)
+            k = k.reshape(k.shape[0], *[1] * (len(shape) - k.ndim), *k.shape[1:])
+            k = k.to(device=like.device, dtype=complex_dtype(real))
+        if not self.kernel.requires_grad:  # a kernel being fitted has a graph of its own at every call
+            self._transfer[key] = k
+        return k
 
 
 def transfer_function(

@@ -21,7 +21,7 @@ from posteriori.operators.base import LinearOperator, SpectralFunction, Spectral
 from posteriori.operators.channels import Bayer, ChannelMixing
 from posteriori.operators.cropping import Crop, Pad
 from posteriori.operators.diagonal import Weighting
-from posteriori.operators.fourier import CircularConvolution
+from posteriori.operators.fourier import CircularConvolution, FourierOperator
 from posteriori.operators.kronecker import Axis
 from posteriori.operators.sampling import Sampling
 
@@ -93,7 +93,7 @@ class PickingProduct(SpectralOperator):
 Picking = Weighting | Crop | Pad | Sampling | Bayer | PickingProduct
 
 
-class ConvolutionProduct(SpectralOperator):
+class ConvolutionProduct(FourierOperator):
     """Circular convolutions one after the other.
 
     Args:
@@ -104,41 +104,14 @@ class ConvolutionProduct(SpectralOperator):
         self.convolutions = convolutions
         self.axes = convolutions[0].axes
 
-    @property
-    def solver(self) -> str:
-        return self.convolutions[0].solver
-
     def samples(self, ndim: int) -> int | None:
         return first_samples(self.convolutions, ndim)
 
     def transfer(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """``K``, as of :meth:`CircularConvolution.transfer`."""
         first, *rest = (A.transfer(shape, like) for A in self.convolutions)
         for k in rest:
             first = first * k
         return first
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.signal(self.transfer(x.shape, x) * self.coefficients(x), x.shape)
-
-    def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
-        return tuple(measurement_shape)
-
-    def eigenvalues(self, like: Tensor) -> Tensor:
-        k = self.transfer(like.shape, like)
-        return k.real**2 + k.imag**2
-
-    def coefficients(self, x: Tensor) -> Tensor:
-        return self.convolutions[0].coefficients(x)
-
-    def signal(self, c: Tensor, like_shape: Sequence[int]) -> Tensor:
-        return self.convolutions[0].signal(c, like_shape)
-
-    def adjoint_coefficients(self, y: Tensor) -> Tensor:
-        return self.transfer(y.shape, y).conj() * self.coefficients(y)
-
-    def spectral_diagonal(self, f: SpectralFunction, like: Tensor) -> Tensor:
-        return self.convolutions[0].spectral_diagonal(lambda _: f(self.eigenvalues(like)), like)
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,10 @@ from posteriori.operators.base import (
     per_sample,
 )
 from posteriori.operators.dense import Matrix
-from posteriori.operators.fourier import CircularConvolution
+from posteriori.operators.fourier import FourierOperator
 from posteriori.operators.kronecker import Separable
 from posteriori.operators.krylov import KrylovOperator
-from posteriori.operators.products import ConvolutionProduct, Picking
+from posteriori.operators.products import Picking
 from posteriori.operators.transforms import Transformed
 
 __all__ = ["Stack", "stack"]
@@ -201,7 +201,7 @@ def _basis(A: LinearOperator) -> Hashable:
     """Equal for operators whose ``A^T A`` is diagonal in the same basis."""
     if isinstance(A, Picking):
         return "signal"
-    if isinstance(A, CircularConvolution | ConvolutionProduct):
+    if isinstance(A, FourierOperator):
         return "fourier", A.axes
     if isinstance(A, Transformed):
         return type(A), A.dims, A.scramble
