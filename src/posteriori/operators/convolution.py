@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from posteriori.operators.base import LinearOperator, full_precision
-from posteriori.operators.boundaries import BoundaryConvolution
+from posteriori.operators.base import LinearOperator
+from posteriori.operators.boundaries import BoundaryConvolution, PaddedConvolution
 from posteriori.operators.decimation import CircularDownsampling
 from posteriori.operators.fourier import CircularConvolution
 from posteriori.operators.kronecker import Boundary, ConvolutionAxis, ResamplingAxis, Separable
-from posteriori.operators.krylov import KrylovOperator
 
 __all__ = ["Blur", "Downsampling", "GaussianBlur", "PaddedConvolution", "gaussian_taps", "motion_kernel"]
 
@@ -74,124 +71,6 @@ def motion_kernel(size: int = 61, intensity: float = 0.5, seed: int = 0) -> Tens
             wx = fraction[:, 1] if dx else 1 - fraction[:, 1]
             kernel.index_put_((base[:, 0] + dy, base[:, 1] + dx), wy * wx, accumulate=True)
     return (kernel / kernel.sum()).float()
-
-
-@lru_cache(maxsize=256)
-def _fast_size(n: int) -> int:
-    """The next number without prime factors above 5: others take a Fourier transform several times as long."""
-    while True:
-        rest = n
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return n
-        n += 1
-
-
-def _outside(n: int, margins: tuple[int, int], boundary: Boundary) -> list[Tensor]:
-    """Which entries of an axis stand before its first and behind its last one."""
-    before, behind = torch.arange(-margins[0], 0), torch.arange(n, n + margins[1])
-    if boundary == "replicate":
-        return [before.clamp_min(0), behind.clamp_max(n - 1)]
-    return [-before, 2 * (n - 1) - behind]
-
-
-def _extend(x: Tensor, axis: int, margins: tuple[int, int], boundary: Boundary) -> Tensor:
-    if boundary == "zero":
-        return functional.pad(x, (*[0] * (2 * (-1 - axis)), *margins))
-    before, behind = (x.index_select(axis, i.to(x.device)) for i in _outside(x.shape[axis], margins, boundary))
-    return torch.cat([before, x, behind], axis)
-
-
-def _fold(x: Tensor, axis: int, n: int, margins: tuple[int, int], boundary: Boundary) -> Tensor:
-    """Transpose of :func:`_extend`, from at least as many entries."""
-    core = x.narrow(axis, margins[0], n)
-    if boundary != "zero":
-        parts = x.narrow(axis, 0, margins[0]), x.narrow(axis, margins[0] + n, margins[1])
-        for i, part in zip(_outside(n, margins, boundary), parts, strict=True):
-            core = core.index_add(axis, i.to(x.device), part)
-    return core
-
-
-class PaddedConvolution(KrylovOperator):
-    """Convolution of the last two dimensions with any kernel after padding the borders.
-
-    Args:
-        kernel: ``(kh, kw)``, centre at entry ``size // 2``.
-        boundary: ``"reflect"``, ``"replicate"`` or ``"zero"``.
-
-    Raises:
-        ValueError: on an unusable kernel or boundary.
-    """
-
-    def __init__(self, kernel: Tensor, boundary: Boundary = "reflect") -> None:
-        k = torch.as_tensor(kernel)
-        if k.ndim != 2 or k.numel() == 0 or not bool(torch.isfinite(k).all()):
-            raise ValueError(f"a blur kernel is a finite (kh, kw) tensor, got shape {tuple(k.shape)}")
-        if boundary not in ("reflect", "replicate", "zero"):
-            raise ValueError(f"unknown boundary {boundary!r} for padding: choose reflect, replicate or zero")
-        self.kernel = k if k.is_floating_point() else k.float()
-        self.boundary: Boundary = boundary
-        # What lies before the first and behind the last entry of each axis.
-        self._margins = [(m - 1 - m // 2, m // 2) for m in self.kernel.shape]
-        self._transfers: dict[tuple[object, ...], Tensor] = {}  # a memo by size: derived from the kernel alone
-
-    def _sizes(self, shape: Sequence[int]) -> list[int]:
-        """Sizes for the transform of an extended image, as large as it or a little larger where that is faster."""
-        extended = [n + before + behind for n, (before, behind) in zip(shape[-2:], self._margins, strict=True)]
-        for n, margins in zip(shape[-2:], self._margins, strict=True):
-            if self.boundary == "reflect" and max(margins) >= n:
-                raise ValueError(
-                    f"a kernel of {tuple(self.kernel.shape)} is too large to reflect a {shape[-2]}x{shape[-1]} image: "
-                    "crop it"
-                )
-        return [_fast_size(n) for n in extended]
-
-    def _transfer(self, sizes: list[int], like: Tensor) -> Tensor:
-        if self.kernel.requires_grad:  # a kernel being fitted has a graph of its own at every call
-            return torch.fft.rfftn(self.kernel.to(like), s=sizes)
-        key = (*sizes, like.dtype, like.device)
-        if key not in self._transfers:
-            with torch.inference_mode(False):  # what is kept must serve training too
-                self._transfers[key] = torch.fft.rfftn(self.kernel.to(like), s=sizes)
-        return self._transfers[key]
-
-    def forward(self, x: Tensor) -> Tensor:
-        sizes = self._sizes(x.shape)
-        extended = x
-        for axis, margins in zip((-2, -1), self._margins, strict=True):
-            extended = _extend(extended, axis, margins, self.boundary)
-        # circular convolution of the extended image equals the convolution wherever the kernel does not wrap
-        product = torch.fft.rfftn(extended, s=sizes, dim=(-2, -1)) * self._transfer(sizes, x)
-        full = torch.fft.irfftn(product, s=sizes, dim=(-2, -1))
-        (top, left), (h, w) = (sum(m) for m in self._margins), x.shape[-2:]
-        return full[..., top : top + h, left : left + w]
-
-    @full_precision
-    def adjoint(self, y: Tensor) -> Tensor:
-        sizes = self._sizes(y.shape)
-        (top, left), (h, w) = (sum(m) for m in self._margins), y.shape[-2:]
-        embedded = functional.pad(y, (left, sizes[1] - left - w, top, sizes[0] - top - h))
-        product = torch.fft.rfftn(embedded, dim=(-2, -1)) * self._transfer(sizes, y).conj()
-        folded = torch.fft.irfftn(product, s=sizes, dim=(-2, -1))
-        for axis, n, margins in zip((-2, -1), (h, w), self._margins, strict=True):
-            folded = _fold(folded, axis, n, margins, self.boundary)
-        return folded
-
-    def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
-        return tuple(measurement_shape)
-
-    def surrogate(self, like: Tensor) -> CircularConvolution:
-        """The same blur wrapping around, of a kernel that is wrapped too where it is wider than the image."""
-        k, sizes = self.kernel.detach().double(), like.shape[-2:]
-        index = [(torch.arange(m) - m // 2 + n // 2) % n for m, n in zip(k.shape, sizes, strict=True)]
-        wrapped = torch.zeros(sizes, dtype=k.dtype, device=k.device)
-        wrapped.index_put_((index[0][:, None].to(k.device), index[1].to(k.device)), k, accumulate=True)
-        return CircularConvolution(wrapped)
-
-    def describe(self) -> str:
-        return f"Blur({'x'.join(map(str, self.kernel.shape))}, {self.boundary}) [{self.solver}]"
 
 
 def _separate(kernel: Tensor) -> list[tuple[float, ...]] | None:

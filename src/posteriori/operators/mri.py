@@ -225,6 +225,8 @@ class MultiCoilMRI(KrylovOperator):
         self.maps = s.unsqueeze(0) if s.ndim == 3 else s
         self.real = real
         self.shape = (1 if real else 2, *self.mask.shape[-2:])
+        # A memo by precision and device: derived from mask and maps alone.
+        self._surrogates: dict[tuple[object, ...], SpectralOperator] = {}
 
     def samples(self, ndim: int) -> int | None:
         n = max(self.mask.shape[0], self.maps.shape[0])
@@ -264,7 +266,12 @@ class MultiCoilMRI(KrylovOperator):
     def surrogate(self, like: Tensor) -> SpectralOperator:
         """The convolution closest to ``A^T A`` (T. Chan 1988): ``d(k) = sum_c sum_k' M(k') |F S_c|^2(k' - k) / (H W)``,
         the energy that the coils measure of a plane wave."""
-        maps, mask = self._maps(like), _fitting(self.mask, like)
-        power = _fourier(maps).abs().square().sum(1, keepdim=True)
-        lagged = torch.fft.fft2(mask) * torch.fft.fft2(torch.fft.ifftshift(power, AXES)).conj()
-        return _Spectrum(torch.fft.ifft2(lagged).real.clamp_min(0) / power[0].numel(), self.real)
+        key = (like.dtype, like.device)
+        if self.maps.requires_grad or key not in self._surrogates:
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+                maps, mask = self._maps(like), _fitting(self.mask, like)
+                power = _fourier(maps).abs().square().sum(1, keepdim=True)
+                lagged = torch.fft.fft2(mask) * torch.fft.fft2(torch.fft.ifftshift(power, AXES)).conj()
+                spectrum = torch.fft.ifft2(lagged).real.clamp_min(0) / power[0].numel()
+            self._surrogates[key] = _Spectrum(spectrum, self.real)
+        return self._surrogates[key]

@@ -91,8 +91,9 @@ class Radon(KrylovOperator):
         if self.size is not None:
             self.shape = (1, *self.size)
         self._detectors = detectors
-        # A memo of the weights by size: derived from the angles alone.
+        # Memos by size: derived from the angles alone.
         self._memo: dict[tuple[int, int], CompressedRows] = {}
+        self._surrogates: dict[tuple[int, int], CircularConvolution] = {}
 
     def detectors(self, size: tuple[int, int]) -> int:
         """Number of detectors for images of this size."""
@@ -131,12 +132,15 @@ class Radon(KrylovOperator):
 
     def surrogate(self, like: Tensor) -> CircularConvolution:
         """The convolution that answers a point in the middle as ``A^T A`` does; it answers all points much alike."""
-        h, w = like.shape[-2:]
-        point = torch.zeros(1, 1, h, w, dtype=torch.float64, device=like.device)
-        point[..., h // 2, w // 2] = 1
-        answer = torch.fft.ifftshift(self.gram(point)[0, 0])
-        root = torch.fft.fft2(answer).real.clamp_min(0).sqrt()
-        return CircularConvolution(torch.fft.fftshift(torch.fft.ifft2(root).real))
+        h, w = size = (like.shape[-2], like.shape[-1])
+        if size not in self._surrogates:
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+                point = torch.zeros(1, 1, h, w, dtype=torch.float64, device=like.device)
+                point[..., h // 2, w // 2] = 1
+                answer = torch.fft.ifftshift(self.gram(point)[0, 0])
+                root = torch.fft.fft2(answer).real.clamp_min(0).sqrt()
+                self._surrogates[size] = CircularConvolution(torch.fft.fftshift(torch.fft.ifft2(root).real))
+        return self._surrogates[size]
 
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return (*measurement_shape[:-2], *self.image_size(measurement_shape[-1]))
