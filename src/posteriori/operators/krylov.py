@@ -11,6 +11,7 @@ dimension each, as the rest of the geometric series they start. It is an estimat
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,7 @@ from posteriori.operators.base import (
 )
 from posteriori.solve import Preconditioner, Solution, conjugate_gradients, with_derivative
 
-__all__ = ["Evaluation", "KrylovOperator"]
+__all__ = ["Evaluation", "KrylovOperator", "Lanczos"]
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class KrylovOperator(LinearOperator):
 
     def evaluate(self, f: SpectralFunction, v: Tensor) -> Evaluation:
         """:meth:`spectral` with the dimension spent and the estimated error of every sample."""
-        process = Lanczos(self, f, v.detach().to(self.solve_dtype), self.spectral_tolerance)
+        process = Lanczos(self.gram, f, v.detach().to(self.solve_dtype), self.spectral_tolerance)
         error = process.run(self.krylov_dimension)
         result = process.combine(process.weights()).reshape(v.shape)
         result = (per_sample(process.norm, result) * result).to(v.dtype)
@@ -203,7 +204,7 @@ class KrylovOperator(LinearOperator):
         probe = torch.randint(0, 2, like.shape[1:], generator=generator).to(like) * 2 - 1
         count = self.samples(like.ndim) or 1  # one probe serves all samples of one operator
         probe = probe.expand(count, *like.shape[1:]).to(self.solve_dtype).contiguous()
-        process = Lanczos(self, f, probe, self.spectral_tolerance, like.shape[0], quadrature=True)
+        process = Lanczos(self.gram, f, probe, self.spectral_tolerance, like.shape[0], quadrature=True)
         process.run(self.krylov_dimension)
         mean = process.weights()[:, 0].to(like.dtype)
         return per_sample(mean, like).expand(like.shape[0], *[1] * (like.ndim - 1))
@@ -216,7 +217,7 @@ class Lanczos:
     """The process for a batch, each sample up to its own dimension.
 
     Args:
-        operator: gives ``A^T A``.
+        gram: ``v -> A^T A v``.
         f: the function.
         v: ``(R, ...)``, in the precision to work in, with one row for each sample or one for all.
         tolerance: relative error to reach.
@@ -226,7 +227,7 @@ class Lanczos:
 
     def __init__(
         self,
-        operator: KrylovOperator,
+        gram: Callable[[Tensor], Tensor],
         f: SpectralFunction,
         v: Tensor,
         tolerance: float,
@@ -234,7 +235,7 @@ class Lanczos:
         *,
         quadrature: bool = False,
     ) -> None:
-        self.operator, self.f, self.tolerance, self.quadrature = operator, f, tolerance, quadrature
+        self.gram, self.f, self.tolerance, self.quadrature = gram, f, tolerance, quadrature
         self.shape, self.n, self.batch = v.shape, v[0].numel(), batch or v.shape[0]
         self.norm = v.flatten(1).norm(dim=1)
         self.dimension = 0
@@ -255,7 +256,7 @@ class Lanczos:
         found: list[Tensor] = []
         checks = {k for j in range(40) if (k := round(most * 0.8**j)) >= 8} | {most}
         while True:
-            alive = self._extend()
+            alive = self.extend()
             k = self.dimension
             if k not in checks and bool(alive.any()):
                 continue
@@ -285,12 +286,12 @@ class Lanczos:
         ratio = (new / old.clamp_min(torch.finfo(last.dtype).tiny)).clamp_max(0.98)
         return new * (ratio / (1 - ratio)).clamp_min(1)
 
-    def _extend(self) -> Tensor:
+    def extend(self) -> Tensor:
         """One more dimension; returns which rows have more to come, ``(R,)``."""
         k = self.dimension
         tiny, vanishing = torch.finfo(self.norm.dtype).tiny, 1e4 * torch.finfo(self.norm.dtype).eps
         last = self._basis[:, k]
-        w = self.operator.gram(last.reshape(self.shape)).flatten(1)
+        w = self.gram(last.reshape(self.shape)).flatten(1)
         self._diagonal.append((w * last).sum(1))
         known = self._basis[:, : k + 1]
         for _ in range(2):  # twice is enough (Giraud et al. 2005)
@@ -311,12 +312,18 @@ class Lanczos:
         assert self._stop is not None
         return self._coefficients(self._stop)
 
+    def ritz_values(self) -> Tensor:
+        """Eigenvalues of ``T``, ``(R, k)``: within the spectrum of ``A^T A``, its ends first."""
+        return torch.linalg.eigvalsh(self._tridiagonal(torch.ones_like(self.norm, dtype=torch.bool)[:, None]))
+
+    def _tridiagonal(self, coupled: Tensor) -> Tensor:
+        side = torch.diag_embed(torch.stack(self._off, 1)[:, : self.dimension - 1] * coupled, 1)
+        return torch.diag_embed(torch.stack(self._diagonal, 1)) + side + side.mT
+
     def _coefficients(self, stop: Tensor) -> Tensor:
-        k = self.dimension
         # Coupled up to a sample's own dimension; what lies beyond does not reach e_1.
-        coupled = torch.arange(1, k, device=stop.device) < stop[:, None]
-        side = torch.diag_embed(torch.stack(self._off, 1)[:, : k - 1] * coupled, 1)
-        lam, vectors = torch.linalg.eigh(torch.diag_embed(torch.stack(self._diagonal, 1)) + side + side.mT)
+        coupled = torch.arange(1, self.dimension, device=stop.device) < stop[:, None]
+        lam, vectors = torch.linalg.eigh(self._tridiagonal(coupled))
         lam = lam.clamp_min(0).reshape(*lam.shape, *[1] * (len(self.shape) - 2))
         values = self.f(lam)
         weighted = values.expand(torch.broadcast_shapes(values.shape, lam.shape)).flatten(1).to(vectors) * vectors[:, 0]

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from posteriori.operators.base import LinearOperator, SpectralOperator
-from posteriori.operators.krylov import KrylovOperator
+from posteriori.operators.krylov import KrylovOperator, Lanczos
 
 __all__ = ["SIGMA_T", "SIGMA_Y", "PivotError", "Profile", "Spectrum", "peak_memory", "profile"]
 
@@ -141,25 +141,17 @@ def _spectrum(
         kept = s[s > 1e-5 * s.max()] if float(s.max()) > 0 else s[:0]
         smallest = float(kept.min()) if kept.numel() else 0.0
         return Spectrum(float(s.max()), smallest, kept.numel(), "dense")
-    # Lanczos on A^T A with full reorthogonalisation, started in its range: nothing of the null space comes in.
+
+    # Started in the range of A^T A: nothing of its null space comes in.
+    def gram(v: Tensor) -> Tensor:
+        return operator.adjoint(operator(v))
+
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(like.shape, generator=generator, dtype=like.dtype)
-    w = operator.adjoint(operator(start))
-    basis: list[Tensor] = []
-    projected = torch.zeros(steps, steps, dtype=like.dtype)
-    for i in range(steps):
-        for _ in range(2):
-            for q in basis:
-                w = w - (q * w[0]).sum() * q
-        norm = float(w[0].norm())
-        if norm <= 1e-10 * max(float(projected.abs().max()), 1e-300) or (i == 0 and norm == 0):
-            break
-        basis.append(w[0] / norm)
-        w = operator.adjoint(operator(basis[-1].expand(like.shape)))
-        for j, q in enumerate(basis):
-            projected[i, j] = projected[j, i] = (q * w[0]).sum()
-    k = len(basis)
-    lam = torch.linalg.eigvalsh(projected[:k, :k]).clamp_min(0) if k else torch.zeros(1)
+    start = gram(torch.randn(like.shape, generator=generator, dtype=like.dtype))
+    process = Lanczos(gram, lambda lam: lam, start, 0.0)
+    while bool(process.extend()[0]) and process.dimension < steps:
+        pass
+    lam = process.ritz_values()[0].clamp_min(0)
     return Spectrum(float(lam.max().sqrt()), float(lam.min().sqrt()), None, "lanczos")
 
 
