@@ -143,3 +143,14 @@ def test_peak_memory_is_what_is_alive() -> None:
 
     assert peak_memory(chain) == pytest.approx(16)
     assert peak_memory(lambda: x[::2]) == 0
+
+
+def test_operators_kept_as_sparse_matrices_are_measured() -> None:
+    """A sparse matrix has no storage to count, and `posteriori check` broke on every projector."""
+    for A, shape in (
+        (operators.Radon([0.0, 40.0, 90.0], 32), (1, 32, 32)),
+        (operators.SparseMatrix(torch.eye(900).to_sparse()), (900,)),
+    ):
+        found = profile(A, shape, seconds=0.2)
+        n = math.prod(shape)
+        assert 4 * n / 2**20 <= found.memory <= 200 * 8 * n / 2**20  # at least its answer, at most some hundred vectors

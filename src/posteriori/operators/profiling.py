@@ -237,15 +237,20 @@ class _LiveTensors(TorchDispatchMode):
         self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {self._key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        given = {self._key(t) for t in tree_leaves((args, kwargs)) if self._counts(t)}
         result = func(*args, **(kwargs or {}))
         self.alive = {k: (ref, size) for k, (ref, size) in self.alive.items() if not ref.expired()}
         for t in tree_leaves(result):
-            if isinstance(t, Tensor) and self._key(t) not in given | self.alive.keys():
+            if self._counts(t) and self._key(t) not in given | self.alive.keys():
                 storage = t.untyped_storage()
                 self.alive[self._key(t)] = (StorageWeakRef(storage), storage.nbytes())
         self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
         return result
+
+    @staticmethod
+    def _counts(t: object) -> bool:
+        """Sparse tensors have no storage of their own; what they are made of is counted."""
+        return isinstance(t, Tensor) and t.layout == torch.strided
 
     @staticmethod
     def _key(t: Tensor) -> int:
