@@ -110,7 +110,7 @@ def restore_all(
     shared = fingerprint(task, options)
     channels = model_channels(options.model)
     low, high = read_card(options.model)["sigma_y_range"]
-    _check_shared(task, options)
+    _check_shared(task, options, low, high)
     spent = 1 + options.samples * options.nfe if options.method == "eps" else 0
     denoiser: NetworkDenoiser | None = None
     failures = 0
@@ -154,11 +154,11 @@ def restore_all(
     return failures
 
 
-def _check_shared(task: TaskOptions, options: RestoreOptions) -> None:
-    """What would be wrong with every photo is said once, before any work."""
+def _check_shared(task: TaskOptions, options: RestoreOptions, low: float, high: float) -> None:
+    """What would be wrong with every photo is said once, before any work; ``low`` to ``high`` is the noise the model
+    knows."""
     if task.kernel is not None:
         read_kernel(task.kernel)
-    low, high = read_card(options.model)["sigma_y_range"]
     if task.sigma_y != "auto" and task.sigma_y > 0 and not low * 0.999 <= task.sigma_y <= high * 1.001:
         raise InputError(
             f"sigma_y is {task.sigma_y:g}, model {options.model!r} knows {low:g} to {high:g} (images in [-1, 1]; "
