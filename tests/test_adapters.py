@@ -21,17 +21,6 @@ from posteriori.priors import GaussianMixture
 SHAPE = (3, 24, 32)
 
 
-@pytest.fixture(scope="module")
-def deepinv() -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import deepinv
-    except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises a RuntimeError
-        pytest.skip(f"no deepinv: {error}")
-    return deepinv
-
-
 def kernel(*size: int) -> torch.Tensor:
     return torch.rand(size, generator=torch.Generator().manual_seed(1)) - 0.2
 

@@ -15,17 +15,6 @@ from posteriori.bench import solve_speed
 from posteriori.operators import Matrix
 
 
-@pytest.fixture(scope="module")
-def deepinv() -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import deepinv
-    except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises a RuntimeError
-        pytest.skip(f"no deepinv: {error}")
-    return deepinv
-
-
 def dense_case() -> solve_speed.Case:
     matrix = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     return solve_speed.Case("dense", None, Matrix(matrix), (8,), True)
