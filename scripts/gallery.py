@@ -98,6 +98,8 @@ ENTRIES = (
     Entry("blur-gaussian", "GaussianBlur(3), reflect-padded", lambda s: operators.GaussianBlur(3.0), "turtle"),
     Entry("blur-motion", 'Blur(kernel, "circular"): camera shake',
           lambda s: operators.Blur(operators.motion_kernel(41, 0.5, 5), "circular"), "pier"),
+    Entry("blur-defocus-reflect", 'Blur(disk, "reflect"): out of focus, by conjugate gradients',
+          lambda s: operators.Blur(_disk(3), "reflect"), "aqueduct"),
     Entry("blur-valid", 'Blur(gaussian, "valid"): only where the kernel fits',
           lambda s: operators.GaussianBlur(2.0, boundary="valid"), "turtle"),
     Entry("downsampling-box", "Downsampling(4)", lambda s: operators.Downsampling(4), "aqueduct"),
@@ -143,7 +145,8 @@ def gaussian_prior(shape: tuple[int, ...]) -> Gaussian:
 def sheet(entry: Entry, denoiser: po.NetworkDenoiser) -> Image.Image:
     """The picture of an operator."""
     if entry.network:
-        x_0 = photo(entry.photo, 192)
+        exact = entry.make((3, 192, 192)).exact
+        x_0 = photo(entry.photo, 192 if exact else 96)  # iterative solves take their time
         prior: po.Denoiser = denoiser
     else:
         colour = entry.name in ("grayscale", "bayer")
