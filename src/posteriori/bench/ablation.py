@@ -18,7 +18,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from posteriori.data import Augmentation, Photos, PhotoSource
 from posteriori.denoise import ExactPosterior, NetworkDenoiser, Preconditioning
 from posteriori.metrics import crps, mse_ratios, psnr, residual
 from posteriori.objective import NoiseLevels, Problem, eps_loss
-from posteriori.operators import Downsampling, Inpainting, LinearOperator
+from posteriori.operators import Downsampling, Inpainting, LinearOperator, Nothing
 from posteriori.pivot import measure
 from posteriori.sample import sample
 from posteriori.schedule import VE
@@ -42,8 +42,8 @@ from posteriori.tasks import random_mask
 __all__ = ["FORMS", "TASKS", "Setting", "main", "run"]
 
 FORMS: tuple[Preconditioning, ...] = ("paper", "palette", "scalar", "spectral")
-TASKS = ("inpaint", "sr")
-NAMES = {
+TASKS = {"inpaint": "80 % of the pixels missing", "sr": "4x4 averages"}
+NAMES: dict[str, str] = {
     "paper": "paper: pivot with scalars, and y",
     "palette": "Palette: no pivot",
     "scalar": "linear estimate with scalars",
@@ -72,6 +72,8 @@ class Setting:
 
 def operator(task: str, count: int, size: int, rng: np.random.Generator) -> LinearOperator:
     """The operator for a batch; masks differ between its samples."""
+    if task == "none":
+        return Nothing()
     if task == "sr":
         return Downsampling(4)
     return Inpainting(torch.stack([random_mask((size, size), 0.8, rng) for _ in range(count)]))
@@ -128,74 +130,110 @@ def evaluate(denoiser: NetworkDenoiser, x_0: Tensor, task: str, setting: Setting
     }
 
 
-def run(
-    train: Photos, x_0: Tensor, task: str, form: Preconditioning, seed: int, setting: Setting, log: Path
-) -> dict[str, Any]:
-    """Train and measure one network; ``log`` gets a line with both losses every ``log_every`` steps."""
-    torch.manual_seed(seed)
-    network = PhotoNet(3, setting.channels, setting.blocks, 128).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    denoiser = NetworkDenoiser(HalfPrecision(network), VE(), preconditioning=form)
+def fit(
+    denoiser: NetworkDenoiser,
+    problem: Callable[[np.random.Generator], Problem],
+    validate: Callable[[], float],
+    setting: Setting,
+    seed: int,
+    log: Path,
+) -> float:
+    """Train a network; ``log`` gets a line with both losses every ``log_every`` steps.
+
+    Args:
+        denoiser: its backbone is trained in bfloat16 and ends with averaged weights.
+        problem: a batch, from a generator that is seeded by the step: all forms see the same crops, masks and noise.
+        validate: loss on fixed draws, called with averaged weights.
+
+    Returns:
+        Seconds of training, validation left out.
+    """
+    network = denoiser.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    denoiser.backbone = HalfPrecision(network)
     optimizer = torch.optim.AdamW(network.parameters(), setting.learning_rate, betas=(0.9, 0.99), fused=True)
     average = Average(network, setting.ema)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("")
     losses: list[float] = []
-    began = time.perf_counter()
+    seconds = 0.0
     for step in range(setting.steps):
+        began = time.perf_counter()
         warm, falling = (step + 1) / 100, (setting.steps - step) / (0.3 * setting.steps)
         optimizer.param_groups[0]["lr"] = setting.learning_rate * min(1.0, warm, falling)
-        # Seeded by the step: the forms see the same crops, masks and noise.
-        rng = np.random.default_rng([seed, step])
         torch.manual_seed(seed * 1_000_003 + step)
-        x = train.crops(setting.batch, setting.size, rng)
-        problem = Problem(x, operator(task, len(x), setting.size, rng), torch.full((len(x),), setting.sigma_y))
-        loss, _ = eps_loss(denoiser, [problem], NoiseLevels())
+        loss, _ = eps_loss(denoiser, [problem(np.random.default_rng([seed, step]))], NoiseLevels())
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         average.update(network)
         losses.append(float(loss.detach()))
+        seconds += time.perf_counter() - began
         if (step + 1) % setting.log_every == 0 or step + 1 == setting.steps:
             average.swap(network)
-            fixed = validation_loss(denoiser, x_0[: setting.loss_crops], task, setting)
+            row = {"step": step + 1, "loss": float(np.mean(losses)), "validation_loss": validate()}
             average.swap(network)
-            row = {"step": step + 1, "loss": float(np.mean(losses)), "validation_loss": fixed}
             with log.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
             losses.clear()
     average.swap(network)
-    trained = time.perf_counter()
-    final = validation_loss(denoiser, x_0[: setting.loss_crops], task, setting)
+    return seconds
+
+
+def run(
+    train: Photos, x_0: Tensor, task: str, form: Preconditioning, seed: int, setting: Setting, log: Path
+) -> dict[str, Any]:
+    """Train and measure one network."""
+    torch.manual_seed(seed)
+    network = PhotoNet(3, setting.channels, setting.blocks, 128)
+    return train_and_measure(NetworkDenoiser(network, VE(), preconditioning=form), train, x_0, task, seed, setting, log)
+
+
+def train_and_measure(
+    denoiser: NetworkDenoiser, train: Photos, x_0: Tensor, task: str, seed: int, setting: Setting, log: Path
+) -> dict[str, Any]:
+    """Train a denoiser for one task and measure it on the crops ``x_0``."""
+
+    def problem(rng: np.random.Generator) -> Problem:
+        x = train.crops(setting.batch, setting.size, rng)
+        return Problem(x, operator(task, len(x), setting.size, rng), torch.full((len(x),), setting.sigma_y))
+
+    def validate() -> float:
+        return validation_loss(denoiser, x_0[: setting.loss_crops], task, setting)
+
+    began = time.perf_counter()
+    seconds = fit(denoiser, problem, validate, setting, seed, log)
     return {
-        "validation_loss": final,
+        "validation_loss": validate(),
         **evaluate(denoiser.eval(), x_0[: setting.crops], task, setting),
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "seconds_training": round(trained - began, 1),
+        "parameters": sum(p.numel() for p in denoiser.parameters()),
+        "seconds_training": round(seconds, 1),
         "seconds": round(time.perf_counter() - began, 1),
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+SHOWN = {
+    "validation_loss": ("loss", 3), "psnr_mmse": ("mean (1 NFE), dB", 2), "psnr_sample": ("sample, dB", 2),
+    "crps": ("CRPS x100", 2), "residual": ("residual", 3), "ratio_sample": ("MSE sample / mean", 2),
+    "ratio_mean": ("MSE mean of samples / mean", 3),
+}  # fmt: skip
+
+
+def table(rows: Sequence[dict[str, Any]], names: Mapping[str, str] = NAMES) -> str:
     """Results as Markdown, averaged over seeds, with half the spread between seeds behind the sign."""
-    shown = {
-        "validation_loss": ("loss", 3), "psnr_mmse": ("mean (1 NFE), dB", 2), "psnr_sample": ("sample, dB", 2),
-        "crps": ("CRPS x100", 2), "residual": ("residual", 3), "ratio_sample": ("MSE sample / mean", 2),
-        "ratio_mean": ("MSE mean of samples / mean", 3),
-    }  # fmt: skip
     lines = []
     for task in TASKS:
-        for form in FORMS:
+        for form, name in names.items():
             found = [r for r in rows if (r["task"], r["form"]) == (task, form)]
             if not found:
                 continue
             cells = []
-            for name, (_, digits) in shown.items():
-                values = np.array([r[name] for r in found]) * (100 if name == "crps" else 1)
+            for key, (_, digits) in SHOWN.items():
+                values = np.array([r[key] for r in found]) * (100 if key == "crps" else 1)
                 spread = f" ± {np.ptp(values) / 2:.{digits}f}" if len(values) > 1 else ""
                 cells.append(f"{values.mean():.{digits}f}{spread}")
-            lines.append([task, NAMES[form], *cells])
-    return markdown_table(["task", "form", *[title for title, _ in shown.values()]], lines, names=2)
+            lines.append([task, name, *cells])
+    return markdown_table(["task", "form", *[title for title, _ in SHOWN.values()]], lines, names=2)
 
 
 def document(rows: Sequence[dict[str, Any]], setting: Setting, seeds: int, picture: str | None) -> str:
@@ -220,28 +258,37 @@ right), and their pooled squared error over that of the mean (2 is right for one
 """  # noqa: E501 - lines of the document, not of the code
 
 
-def figure(folder: Path, path: Path, seeds: Sequence[int]) -> None:
-    """Loss on fixed validation draws against steps: one panel per task, one colour per form, one line per seed."""
+def figure(folder: Path, path: Path, seeds: Sequence[int], names: Mapping[str, str] = NAMES) -> None:
+    """Loss on fixed validation draws against steps: one panel per task, one line per seed.
+
+    A form has a colour; where ``names`` holds it a second time as ``FORM-scratch``, that is dashed.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
+    forms = list(dict.fromkeys(form.removesuffix("-scratch") for form in names))
     figure, panels = plt.subplots(1, len(TASKS), figsize=(10, 4), constrained_layout=True)
-    for panel, task in zip(panels, TASKS, strict=True):
-        for number, form in enumerate(FORMS):
+    for panel, (task, title) in zip(panels, TASKS.items(), strict=True):
+        for form, name in names.items():
             for k, seed in enumerate(seeds):
                 log = folder / f"{task}-{form}-{seed}" / "metrics.jsonl"
                 rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-                label = NAMES[form] if k == 0 else None
-                steps, losses = [r["step"] for r in rows], [r["validation_loss"] for r in rows]
-                panel.plot(steps, losses, color=f"C{number}", alpha=0.9 - 0.35 * (k > 0), label=label)
-        panel.set_title({"inpaint": "80 % of the pixels missing", "sr": "4x4 averages"}[task])
+                panel.plot(
+                    [r["step"] for r in rows],
+                    [r["validation_loss"] for r in rows],
+                    color=f"C{forms.index(form.removesuffix('-scratch'))}",
+                    linestyle="--" if form.endswith("-scratch") else "-",
+                    alpha=0.9 - 0.35 * (k > 0),
+                    label=name if k == 0 else None,
+                )
+        panel.set_title(title)
         panel.set_xlabel("training step")
         panel.set_yscale("log")
         panel.grid(alpha=0.3, which="both")
     panels[0].set_ylabel("validation loss")
-    panels[0].legend(frameon=False)
+    panels[0].legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
