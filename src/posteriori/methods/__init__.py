@@ -1,1 +1,5 @@
-"""Restoration methods to compare with, one short file each."""
+"""Restoration methods on equal terms, one short file each: ``METHODS[name](posterior, n, nfe, seed)``."""
+
+from posteriori.methods.base import METHODS, Estimate, available_methods, get_method
+
+__all__ = ["METHODS", "Estimate", "available_methods", "get_method"]

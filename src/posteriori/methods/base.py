@@ -1,29 +1,42 @@
-"""What a restoration method is, and how one is found by name.
+r"""What a restoration method is, how one is found by name, and how training-free ones are run.
 
-A method is a function ``(posterior, n, nfe, seed, advance) -> Estimate``. To add one, write it in a module of this
-package and add a line to :data:`METHODS`; modules are imported when their method is asked for.
+    METHODS["dps"](posterior, n=4, nfe=100, seed=0)  ->  Estimate: samples (n, B, *signal), evaluations, backward passes
+
+To add a method, write a function ``(posterior, n, nfe, seed, advance, **settings) -> Estimate`` in a module of this
+package and add a line to :data:`METHODS`; modules are imported when their method is first called.
+
+Training-free methods know the prior through the denoiser with nothing measured, ``D(u; q) = E[x_0 | u]`` with
+``u = x_0 + q noise``, and the measurement through ``A``. In ``(u, q)`` the interpolants differ by nothing but the
+``q`` they can reach, so each method is one transition ``(u, q) -> (u', q')`` that serves all of them. Papers that
+state theirs for DDPM mean ``x = u / sqrt(1 + q^2)``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from posteriori.denoise import ExactPosterior
+from posteriori.operators import Nothing
+from posteriori.operators.base import SpectralOperator, per_sample
+from posteriori.pivot import sample_generator
+from posteriori.sample import State, Transition
+from posteriori.schedule import VP, Schedule
 
-__all__ = ["METHODS", "Estimate", "Method", "available_methods", "get_method"]
+__all__ = [
+    "METHODS", "Entry", "Estimate", "Method", "Problem", "available_methods", "ddpm_grid", "draw", "get_method",
+    "needs_spectrum",
+]  # fmt: skip
 
-# name -> "module:function". A module may be missing in a build that leaves the method out.
-METHODS = {
-    "eps": "posteriori.methods.eps:exact_posterior_score",
-    "linear": "posteriori.methods.classical:linear",
-    "tv": "posteriori.methods.classical:tv",
-}
+Advance = Callable[[int], None]
+# Samples evaluated at once: as many as fill this many pixels. Larger batches cost memory and gain nothing on a CPU.
+PIXELS_AT_ONCE = 2 * 256**2
 
 
 @dataclass(frozen=True)
@@ -35,12 +48,16 @@ class Estimate:
         point: the method's single answer, when it draws no samples.
         samples: ``(n, B, *signal)``, or ``None``.
         evaluations: of the network, for all ``n`` samples together.
+        backward: backward passes through the network, likewise.
+        settings: everything the method was told beside ``n``, ``nfe`` and ``seed``.
     """
 
     mmse: Tensor | None = None
     point: Tensor | None = None
     samples: Tensor | None = None
     evaluations: int = 0
+    backward: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def mean(self) -> Tensor:
@@ -50,28 +67,216 @@ class Estimate:
         assert self.point is not None
         return self.point
 
+    @property
+    def answers(self) -> Tensor:
+        """The samples; a point estimate as the only one, ``(1, B, *signal)``."""
+        return self.mean.unsqueeze(0) if self.samples is None else self.samples
+
 
 class Method(Protocol):
     """A restoration method; ``advance`` is called with the number of network evaluations just spent."""
 
     def __call__(
-        self, posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Callable[[int], None]
+        self, posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance, **settings: Any
     ) -> Estimate: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method by name; calling it imports its module.
+
+    Attributes:
+        place: ``module:function`` within this package.
+        nfe: network evaluations per sample that its paper uses; 0 without a network.
+        fixed: settings that make it another method than its function alone.
+    """
+
+    place: str
+    nfe: int
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        posterior: ExactPosterior,
+        n: int = 1,
+        nfe: int | None = None,
+        seed: int = 0,
+        advance: Advance = lambda _: None,
+        **settings: Any,
+    ) -> Estimate:
+        """Restore.
+
+        Args:
+            posterior: the problem, with ``B`` measurements; the denoiser may be an exact prior.
+            n: samples of each measurement.
+            nfe: network evaluations per sample; those of the paper when left out.
+            seed: sample ``k`` of measurement ``b`` has a generator of its own, whatever ``n`` and ``B``.
+            advance: called with the network evaluations just spent on each measurement.
+            **settings: of the method, see its docstring.
+
+        Raises:
+            ValueError: when the method does not fit the operator, the denoiser or its settings.
+        """
+        if n < 1 or (nfe is not None and nfe < 1):
+            raise ValueError(f"n and nfe must be at least 1, got n={n} and nfe={nfe}")
+        given = {**self.fixed, **settings}
+        return self.load()(posterior, n, self.nfe if nfe is None else nfe, seed, advance, **given)
+
+    def load(self) -> Method:
+        """The function itself."""
+        method: Method = getattr(self._module(), self.place.partition(":")[2])
+        return method
+
+    def settings(self, task: str) -> dict[str, Any]:
+        """What is recommended for a task (random, box, sr, gaussian, motion); empty where the defaults are."""
+        table: dict[str, dict[str, Any]] = getattr(self._module(), "SETTINGS", {})
+        return {k: v for k, v in table.get(task, {}).items() if k not in self.fixed}
+
+    def _module(self) -> Any:
+        return import_module(f"posteriori.methods.{self.place.partition(':')[0]}")
+
+
+METHODS: dict[str, Entry] = {
+    "eps": Entry("eps:exact_posterior_score", 20),
+    "linear": Entry("classical:linear", 0),
+    "tv": Entry("classical:tv", 0),
+    "dps": Entry("dps:dps", 1000),
+}
 
 
 def available_methods() -> list[str]:
     """Names that :func:`get_method` takes."""
-    return [name for name, place in METHODS.items() if find_spec(place.partition(":")[0])]
+    return list(METHODS)
 
 
-def get_method(name: str) -> Method:
+def get_method(name: str) -> Entry:
     """A method by name.
 
     Raises:
         ValueError: on an unknown name.
     """
-    if name not in available_methods():
-        raise ValueError(f"unknown method {name!r}: choose {', '.join(available_methods())}")
-    module, _, function = METHODS[name].partition(":")
-    method: Method = getattr(import_module(module), function)
-    return method
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}: choose {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+class Problem:
+    """A restoration problem as a training-free method sees it: prior and measurement apart, everything counted.
+
+    Attributes:
+        A, y, sigma_y: the measurement, as in :class:`ExactPosterior`.
+        evaluations, backward: spent so far on each measurement.
+    """
+
+    def __init__(self, posterior: ExactPosterior, copies: int, advance: Advance) -> None:
+        self.A, self.y, self.sigma_y = posterior.A, posterior.y, posterior.sigma_y
+        self.posterior, self._copies, self._advance = posterior, copies, advance
+        self.evaluations = self.backward = 0
+        # Nothing is measured, but a network wants to be told a noise level that it was trained for.
+        low, high = getattr(posterior.denoiser, "sigma_y_range", None) or (1e-2, 1.0)
+        told = torch.as_tensor(posterior.sigma_y).clamp(low, high)
+        self._unconditional = (Nothing(), torch.zeros(posterior.shape, dtype=self.y.dtype, device=self.y.device), told)
+
+    def denoise(self, u: Tensor, q: float | Tensor) -> Tensor:
+        """``D(u; q) = E[x_0 | u]``, nothing measured: one evaluation. ``q`` is one number or one per sample."""
+        schedule = self.posterior.schedule
+        t = schedule.time(torch.as_tensor(q, dtype=torch.float64)).clamp(schedule.t_min, schedule.t_max)
+        self.evaluations += self._copies
+        self._advance(self._copies)
+        return self.posterior.denoiser(per_sample(schedule.alpha(t), u) * u, t, *self._unconditional).mean
+
+    def linearize(self, u: Tensor, q: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """``D(u; q)`` and ``v -> (dD/du)^T v``, every call of which is one backward pass."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            d = self.denoise(u, q)
+
+        def pull_back(v: Tensor) -> Tensor:
+            self.backward += self._copies
+            return torch.autograd.grad(d, u, v, retain_graph=True)[0]
+
+        return d.detach(), pull_back
+
+    def residual(self, x: Tensor) -> Tensor:
+        """``y - A x``, 0 where nothing was measured."""
+        r = self.y - self.A(x)
+        observed = self.A.observed(self.y)
+        return r if observed is None else r * observed
+
+    def misfit_gradient(self, x: Tensor) -> Tensor:
+        """Gradient of the norm ``|y - A x|``, taken for every sample by itself, with respect to ``x``."""
+        r = self.residual(x)
+        norm = per_sample(r.flatten(1).norm(dim=1).clamp_min(torch.finfo(r.dtype).tiny), r)
+        return -self.A.adjoint(r / norm)
+
+    def scalar(self, value: float | Tensor) -> Tensor:
+        """A number, or one per sample, that broadcasts along the signals."""
+        return per_sample(value, self._unconditional[1])
+
+
+def needs_spectrum(posterior: ExactPosterior, method: str) -> SpectralOperator:
+    """The operator, when its singular values are at hand.
+
+    Raises:
+        ValueError: when it is known through ``A`` and ``A^T`` only: the method treats every singular value by itself,
+            by a rule with jumps, which Lanczos cannot apply.
+    """
+    if not isinstance(posterior.A, SpectralOperator):
+        raise ValueError(
+            f"{method} needs the singular values of A, and {posterior.A.describe()} has none at hand: "
+            "use pigdm, diffpir, mmps or eps, or an operator with an exact solve"
+        )
+    return posterior.A
+
+
+def ddpm_grid(schedule: Schedule, steps: int) -> Tensor:
+    """Times of ``schedule`` with the noise of DDPM's, uniform in its time, then 0: ``(steps + 1,)``, float64.
+
+    Starts and ends where the schedule does when it reaches less far than DDPM's 1000 steps.
+    """
+    ddpm = VP()
+    ends = schedule.ratio(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64))
+    high, low = ddpm.time(ends).clamp(1e-3, 1.0).tolist()
+    t = torch.linspace(high, low, steps, dtype=torch.float64)
+    return torch.cat([schedule.time(ddpm.ratio(t)).clamp(schedule.t_min, schedule.t_max), t.new_zeros(1)])
+
+
+@torch.no_grad()
+def draw(
+    posterior: ExactPosterior,
+    n: int,
+    seed: int,
+    advance: Advance,
+    grid: Tensor,
+    method: Callable[[Problem], Transition],
+    **settings: Any,
+) -> Estimate:
+    """Samples by the transition that ``method`` makes for a problem, along a grid of times that ends at 0.
+
+    Args:
+        posterior, n, seed, advance: as in :class:`Method`.
+        grid: decreasing times, ``(steps + 1,)``.
+        method: called once for every batch of samples.
+        **settings: kept in the estimate.
+    """
+    batch, signal = posterior.shape[0], posterior.shape[1:]
+    ratios = [float(r) for r in posterior.schedule.ratio(grid)]
+    tied = posterior.A.samples(len(posterior.shape)) is not None
+    at_once = 1 if tied else max(1, PIXELS_AT_ONCE // (batch * math.prod(signal[-2:])))
+    parts, evaluations, backward = [], 0, 0
+    for start in range(0, n, at_once):
+        copies = range(start, min(start + at_once, n))
+        problem = Problem(posterior.expand(len(copies)) if len(copies) > 1 else posterior, len(copies), advance)
+        generators = [sample_generator(seed, b, k) for k in copies for b in range(batch)]
+
+        def noise(generators: list[torch.Generator] = generators) -> Tensor:
+            rows = [torch.randn(signal, generator=g, dtype=posterior.y.dtype) for g in generators]
+            return torch.stack(rows).to(posterior.y.device)
+
+        transition = method(problem)
+        state = State(noise() * ratios[0], ratios[0])
+        for q in ratios[1:]:
+            state = transition(state, q, problem.denoise, noise)
+        parts.append(state.u.reshape(len(copies), batch, *signal))
+        evaluations, backward = evaluations + problem.evaluations, backward + problem.backward
+    return Estimate(samples=torch.cat(parts), evaluations=evaluations, backward=backward, settings=settings)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from posteriori.denoise import ExactPosterior
-from posteriori.methods.base import Estimate
+from posteriori.methods.base import PIXELS_AT_ONCE, Advance, Estimate
 from posteriori.sample import sample
-
-# Samples evaluated at once: as many as fill this many pixels. Larger batches cost memory and gain nothing on a CPU.
-PIXELS_AT_ONCE = 2 * 256**2
 
 
 def exact_posterior_score(
-    posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Callable[[int], None]
+    posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance, **options: object
 ) -> Estimate:
-    """The posterior mean by one evaluation at the largest noise, and ``n`` samples by DPM-Solver++(2M)."""
+    """The posterior mean by one evaluation at the largest noise, and ``n`` samples by the default sampler.
+
+    Args:
+        posterior, n, nfe, seed, advance: as for every method.
+        **options: of :func:`posteriori.sample`, such as ``solver``.
+    """
     mmse = posterior.mean(seed)
     advance(1)
     at_once = max(1, PIXELS_AT_ONCE // math.prod(posterior.shape[-2:]))
-    samples = sample(posterior, n, nfe, seed, batch_size=at_once, progress=advance)
-    return Estimate(mmse=mmse, samples=samples, evaluations=1 + n * nfe)
+    samples = sample(posterior, n, nfe, seed, batch_size=at_once, progress=advance, **options)  # type: ignore[call-overload]
+    return Estimate(mmse=mmse, samples=samples, evaluations=1 + n * nfe, settings=dict(options))
