@@ -46,10 +46,19 @@ def test_the_new_channels_can_be_learned():
     assert bool((gradient[:, 3:].abs().amax((0, 2, 3)) > 0).all())
 
 
-def test_a_model_with_learned_variance_is_refused():
+def test_learned_variance_is_dropped():
     """Its second half of channels is a variance; taken for the mean it would give nonsense."""
-    with pytest.raises(ValueError, match="learned variance"):
-        UNetBackbone.from_pretrained(UNet2DModel(in_channels=3, out_channels=6, **SMALL))
+    original = UNet2DModel(in_channels=3, out_channels=6, **SMALL)
+    extended = UNetBackbone.from_pretrained(original)
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 500.0])
+    expected = original(x, t).sample[:, :3]
+    torch.testing.assert_close(extended(x, t, conditioning((2, 3, 16, 16))), expected, atol=1e-6, rtol=0)
+
+
+def test_a_model_of_something_else_is_refused():
+    """A conditional model's other inputs would be filled with the image's channels."""
+    with pytest.raises(ValueError, match="plain images"):
+        UNetBackbone.from_pretrained(UNet2DModel(in_channels=6, out_channels=3, **SMALL))
 
 
 def test_a_plain_unet_ignores_the_conditioning():

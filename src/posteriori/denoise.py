@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from posteriori.operators.base import LinearOperator, Scalar, SpectralFunction, per_sample
 from posteriori.pivot import linear_estimate, noise_variance, pivot, sample_generator
-from posteriori.scaling import Scaling
+from posteriori.scaling import NoiseLabel, Scaling
 from posteriori.schedule import Schedule
 
 Preconditioning = Literal["spectral", "scalar", "paper", "palette"]
@@ -123,12 +123,14 @@ class Conditioning:
         sigma_y: measurement noise, shape ``(B,)``.
         known: share of a Gaussian prior's variance that ``x_t`` and the measurement remove, over the whole signal,
             shape ``(B,)``; from ``diagonal`` when left out. With tiles it must be that of the whole.
+        classes: what a class-conditional network is told of each sample, shape ``(B,)``; its own labels when left out.
     """
 
     linear: Tensor
     diagonal: Tensor
     sigma_y: Tensor
     known: Tensor = None  # type: ignore[assignment]
+    classes: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.known is None:
@@ -176,6 +178,7 @@ class NetworkDenoiser(Denoiser):
             ``log(q)/4``, EDM's.
         sigma_y_range: measurement noise the network was trained for; others give an error from
             :class:`ExactPosterior`. ``None`` allows all.
+        clip: means are cut to ``[-clip, clip]``, where the data lie and so their means; training is not.
 
     Raises:
         ValueError: on an unknown preconditioning.
@@ -191,6 +194,7 @@ class NetworkDenoiser(Denoiser):
         preconditioning: Preconditioning = "spectral",
         c_noise: Callable[[Tensor], Tensor] | None = None,
         sigma_y_range: tuple[float, float] | None = None,
+        clip: float | None = None,
     ) -> None:
         super().__init__()
         if preconditioning not in ("spectral", "scalar", "paper", "palette"):
@@ -201,8 +205,9 @@ class NetworkDenoiser(Denoiser):
         self.schedule = schedule
         self.scaling = scaling or Scaling()
         self.preconditioning = preconditioning
-        self.c_noise = c_noise or (lambda q: q.log() / 4)
+        self.c_noise = c_noise or NoiseLabel()
         self.sigma_y_range = sigma_y_range
+        self.clip = clip
 
     def prepare(
         self,
@@ -277,7 +282,9 @@ class NetworkDenoiser(Denoiser):
     ) -> Posterior:
         p = self.prepare(x_t, t, A, y, sigma_y, previous)
         prediction = self.backbone(p.inputs, p.c_noise, p.conditioning).to(x_t.dtype)
-        return Posterior(p.skip + p.out(prediction), x_t, *self.scales(x_t, t), p.linear, p.pivot)
+        mean = p.skip + p.out(prediction)
+        mean = mean if self.clip is None else mean.clamp(-self.clip, self.clip)
+        return Posterior(mean, x_t, *self.scales(x_t, t), p.linear, p.pivot)
 
 
 def _estimate_from_measurement(y: Tensor, A: LinearOperator, like: Tensor, sigma_y: Scalar, s: float) -> Tensor:
@@ -334,6 +341,26 @@ class ExactPosterior:
             previous: the answer at a nearby ``(x_t, t)``; where ``A`` solves iteratively it saves iterations.
         """
         return self.denoiser(x_t, t, self.A, self.y, self.sigma_y, previous=previous)
+
+    def denoise_at(self, x: Tensor, alpha: Scalar, sigma: Scalar, previous: Posterior | None = None) -> Posterior:
+        """:meth:`denoise` on any interpolant: ``p(x_0 | x, y)`` for ``x = alpha x_0 + sigma noise``.
+
+        On the denoiser's own schedule the same is known from ``x_t = (sigma_t/sigma) x`` at the time ``t`` of
+        ``q = sigma/alpha``. Noise beyond the schedule's largest counts as the largest, where ``x`` says next to nothing
+        about ``x_0`` either way; ``alpha`` may be 0 there.
+
+        Args:
+            x: ``(B, *signal)``.
+            alpha, sigma: its scales, ``alpha >= 0``, ``sigma > 0``; numbers or one per sample ``(B,)``.
+            previous: as in :meth:`denoise`.
+        """
+        a, s = (torch.as_tensor(v, dtype=torch.float64, device=x.device) for v in (alpha, sigma))
+        if bool((a < 0).any()) or bool((s <= 0).any()):
+            raise ValueError("need alpha >= 0 and sigma > 0: without noise there is nothing to denoise")
+        largest = self.schedule.ratio(torch.tensor(self.schedule.t_max, dtype=torch.float64, device=x.device))
+        t = self.schedule.time(torch.minimum(s / a, largest))
+        answer = self.denoise(per_sample(self.schedule.sigma(t) / s, x) * x, t, previous)
+        return replace(answer, x_t=x, alpha_t=per_sample(a, x), sigma_t=per_sample(s, x))
 
     def score(self, x_t: Tensor, t: Scalar) -> Tensor:
         """``grad log p(x_t | y)``, exact up to the denoiser's own error."""

@@ -9,6 +9,10 @@ A backbone denoises ``u = x_t/alpha_t`` at noise ``q = sigma_t/alpha_t`` as
     v (VP)          1/(1+q^2)       -q/sqrt(1+q^2)       1/sqrt(1+q^2)
     flow            1/(1+q)         -q/(1+q)             1/(1+q)
     x_0             0               1                    1/sqrt(1+q^2)
+
+and what the network is told of the noise is one of
+
+    c_noise(q) = scale f(q) + shift,     f = log (EDM: scale 1/4),  the ratio q itself,  or the schedule's time t(q).
 """
 
 from __future__ import annotations
@@ -20,9 +24,42 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from posteriori.schedule import Schedule
+
 Parametrization = Literal["edm", "epsilon", "v", "flow", "x_0"]
 
-__all__ = ["Parametrization", "Scaling"]
+__all__ = ["NoiseLabel", "Parametrization", "Scaling"]
+
+
+@dataclass(frozen=True)
+class NoiseLabel:
+    """``c_noise(q) = scale f(q) + shift``.
+
+    Attributes:
+        kind: ``f``: ``"log"``, ``"ratio"`` (the identity) or ``"time"`` (of ``schedule``).
+        scale, shift: DDPM's step number is ``N t - 1``, diffusers' flow label ``1000 t``.
+        schedule: for ``"time"``.
+    """
+
+    kind: Literal["log", "ratio", "time"] = "log"
+    scale: float = 0.25
+    shift: float = 0.0
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("log", "ratio", "time"):
+            raise ValueError(f"unknown noise label {self.kind!r}: choose log, ratio or time")
+        if self.kind == "time" and self.schedule is None:
+            raise ValueError("a noise label of kind 'time' needs the schedule whose time it is")
+
+    def __call__(self, q: Tensor) -> Tensor:
+        if self.kind == "log":
+            return self.scale * q.log() + self.shift
+        return self.scale * (self.schedule.time(q) if self.kind == "time" and self.schedule else q) + self.shift
+
+    def config(self) -> dict[str, object]:
+        """Plain description but for the schedule, which a card states once."""
+        return {"kind": self.kind, "scale": self.scale, "shift": self.shift}
 
 
 @dataclass(frozen=True)

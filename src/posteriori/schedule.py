@@ -7,11 +7,12 @@ Dividing by ``alpha_t`` shows the only quantity that matters, the noise-to-signa
 
     q_t = sigma_t / alpha_t,    u = x_t / alpha_t = x_0 + q_t noise,
 
-a strictly increasing function of ``t``; ``time(q)`` is its inverse. Four interpolants:
+a strictly increasing function of ``t``; ``time(q)`` is its inverse. Five interpolants:
 
     VE (EDM)         alpha = 1                     sigma = t
     VP (linear)      alpha = exp(-B(t)/2)          sigma = sqrt(1 - alpha^2)
     VP (cosine)      alpha = cos(c t) up to scale  sigma = sqrt(1 - alpha^2)
+    VP (discrete)    alpha from a model's table    sigma = sqrt(1 - alpha^2)
     rectified flow   alpha = 1 - t                 sigma = t
 
 with ``B(t) = beta_min t + (beta_max - beta_min) t^2 / 2``.
@@ -22,6 +23,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -29,7 +32,7 @@ from torch import Tensor
 
 Spacing = Literal["karras", "log", "uniform"]
 
-__all__ = ["VE", "VP", "CosineVP", "RectifiedFlow", "Schedule", "schedule_from_config"]
+__all__ = ["VE", "VP", "CosineVP", "DiscreteVP", "RectifiedFlow", "Schedule", "schedule_from_config"]
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,68 @@ class CosineVP(_VariancePreserving):
         return torch.acos(alpha * math.cos(self.s * scale)) / scale - self.s
 
 
+@lru_cache(maxsize=16)
+def _log_ratios(alphas_cumprod: tuple[float, ...]) -> Tensor:
+    a = torch.tensor(alphas_cumprod, dtype=torch.float64)
+    return 0.5 * ((1 - a) / a).log()
+
+
+@dataclass(frozen=True)
+class DiscreteVP(Schedule):
+    """Variance preserving on the steps ``i = 0 .. N-1`` that a model was trained on, continued between them.
+
+    Step ``i`` has ``alpha^2 = alphas_cumprod[i]`` and the time ``t = (i + 1)/N``. Between two steps ``log q`` is linear
+    in ``t``, as in diffusers' ``_sigma_to_t``; below the first, ``q`` falls to 0 in proportion to ``t``.
+
+    Attributes:
+        alphas_cumprod: strictly decreasing, within (0, 1).
+        stop: time where sampling starts; below 1 where the table ends at a noise that drowns everything.
+    """
+
+    alphas_cumprod: tuple[float, ...]
+    stop: float = 1.0
+
+    def __post_init__(self) -> None:
+        table = tuple(float(a) for a in self.alphas_cumprod)
+        object.__setattr__(self, "alphas_cumprod", table)  # a card's list becomes hashable
+        falling = all(a > b for a, b in pairwise(table))
+        if len(table) < 2 or not falling or table[-1] <= 0 or table[0] >= 1:
+            raise ValueError("alphas_cumprod must be at least two strictly decreasing numbers within (0, 1)")
+        if not 1 / len(table) < self.stop <= 1:
+            raise ValueError(f"need 1/{len(table)} < stop <= 1, got {self.stop}")
+
+    @property
+    def t_min(self) -> float:
+        return 1 / len(self.alphas_cumprod)
+
+    @property
+    def t_max(self) -> float:
+        return self.stop
+
+    def ratio(self, t: Tensor) -> Tensor:
+        logs = _log_ratios(self.alphas_cumprod).to(t.device)
+        step = t.double() * len(logs) - 1
+        low = step.floor().clamp(0, len(logs) - 2)
+        i = low.long()
+        # past the table's end as at its end; below its start only the other branch counts
+        between = torch.lerp(logs[i], logs[i + 1], (step - low).clamp(0, 1)).exp()
+        return torch.where(step < 0, (step + 1) * logs[0].exp(), between).to(t.dtype)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.rsqrt(1 + self.ratio(t) ** 2)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        q = self.ratio(t)
+        return q * torch.rsqrt(1 + q**2)
+
+    def time(self, q: Tensor) -> Tensor:
+        logs = _log_ratios(self.alphas_cumprod).to(q.device)
+        x = q.double().log()
+        i = torch.searchsorted(logs, x.contiguous()).clamp(1, len(logs) - 1)
+        step = i - 1 + ((x - logs[i - 1]) / (logs[i] - logs[i - 1])).clamp(max=1)
+        return (torch.where(x < logs[0], q / logs[0].exp(), step + 1) / len(logs)).to(q.dtype)
+
+
 @dataclass(frozen=True)
 class RectifiedFlow(Schedule):
     """Linear interpolant ``alpha = 1 - t``, ``sigma = t`` (Liu et al. 2023; Lipman et al. 2023).
@@ -244,7 +309,7 @@ class RectifiedFlow(Schedule):
         return q / (1 + q)
 
 
-_KINDS: dict[str, type[Schedule]] = {c.__name__: c for c in (VE, VP, CosineVP, RectifiedFlow)}
+_KINDS: dict[str, type[Schedule]] = {c.__name__: c for c in (VE, VP, CosineVP, DiscreteVP, RectifiedFlow)}
 
 
 def schedule_from_config(config: dict[str, object]) -> Schedule:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from posteriori.backbones.labels import class_labels
 from posteriori.denoise import Conditioning
 
 __all__ = ["UNetBackbone"]
@@ -18,56 +20,104 @@ class UNetBackbone(nn.Module):
     Args:
         image_channels: channels of the image.
         conditioned: whether the extra channels exist; without them the network is a plain unconditional one.
+        sign: -1 for a model whose output is the negative of what the scaling calls ``F``.
+        labels: class labels of a class-conditional model, one number or one per measurement.
         config: arguments of ``UNet2DModel``; ``in_channels`` and ``out_channels`` are filled in.
 
     Shape:
         Sides must be multiples of ``2 ** (levels - 1)``, as the U-Net demands.
     """
 
-    def __init__(self, image_channels: int = 3, conditioned: bool = True, **config: Any) -> None:
+    labels: Tensor | None
+
+    def __init__(
+        self,
+        image_channels: int = 3,
+        conditioned: bool = True,
+        sign: int = 1,
+        labels: int | Sequence[int] | None = None,
+        **config: Any,
+    ) -> None:
         super().__init__()
         from diffusers import UNet2DModel
 
         self.image_channels = image_channels
         self.conditioned = conditioned
+        self.sign = sign
+        self.register_buffer("labels", None if labels is None else torch.as_tensor(labels), persistent=False)
         inputs = 3 * image_channels + 1 if conditioned else image_channels
         self.network = UNet2DModel(**{**config, "in_channels": inputs, "out_channels": image_channels})
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make this network again, as a card states them."""
+        own = {k: v for k, v in dict(self.network.config).items() if not k.startswith("_")}
+        del own["in_channels"], own["out_channels"]
+        labels = {} if self.labels is None else {"labels": self.labels.tolist()}
+        sign = {} if self.sign == 1 else {"sign": self.sign}
+        return {
+            "kind": "unet2d",
+            "image_channels": self.image_channels,
+            "conditioned": self.conditioned,
+            **sign,
+            **labels,
+            **own,
+        }
+
     @classmethod
-    def from_pretrained(cls, network: nn.Module) -> UNetBackbone:
+    def from_pretrained(
+        cls,
+        network: nn.Module,
+        conditioned: bool = True,
+        sign: int = 1,
+        labels: int | Sequence[int] | None = None,
+    ) -> UNetBackbone:
         """Add the extra channels, at zero weight, to an unconditional ``UNet2DModel``: its function is unchanged.
+
+        Of a model with learned variances only the half of the output that is the mean is kept.
 
         Args:
             network: the model; it is not modified.
+            conditioned, sign, labels: as in the class.
 
         Raises:
-            ValueError: when its input and output channels differ (learned variances, or a conditional model).
+            ValueError: when its output is neither an image nor an image and its variance.
         """
         from diffusers import UNet2DModel
 
         assert isinstance(network, UNet2DModel)
         config = dict(network.config)
-        channels = int(config["in_channels"])
-        if int(config["out_channels"]) != channels:
+        channels, outputs = int(config["in_channels"]), int(config["out_channels"])
+        if outputs not in (channels, 2 * channels):
             raise ValueError(
-                f"this UNet2DModel maps {channels} to {config['out_channels']} channels: only unconditional models "
-                "without learned variance can be extended"
+                f"this UNet2DModel maps {channels} to {outputs} channels: only models of plain images, with or without "
+                "learned variance, can be extended"
             )
         keep = {k: v for k, v in config.items() if not k.startswith("_") and k not in ("in_channels", "out_channels")}
-        extended = cls(channels, True, **keep)
+        extended = cls(channels, conditioned, sign, labels, **keep)
         state = dict(network.state_dict())
         first = state["conv_in.weight"]
-        widened = torch.zeros(first.shape[0], 3 * channels + 1, *first.shape[2:], dtype=first.dtype)
+        widened = first.new_zeros(extended.network.conv_in.weight.shape)
         widened[:, :channels] = first
         state["conv_in.weight"] = widened
+        for name in ("conv_out.weight", "conv_out.bias"):
+            state[name] = state[name][:channels]
         extended.network.load_state_dict(state)
         return extended
 
+    def inputs(self, inputs: Tensor, conditioning: Conditioning) -> Tensor:
+        """What the first convolution sees: image, linear estimate, uncertainty, ``log(sigma_y)/4``."""
+        if not self.conditioned:
+            return inputs
+        level = (conditioning.sigma_y.clamp_min(1e-4).log() / 4).to(inputs).reshape(-1, 1, 1, 1)
+        level = level.expand(-1, 1, *inputs.shape[2:])
+        return torch.cat([inputs, conditioning.channels().to(inputs), level], 1)
+
     def forward(self, inputs: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
-        x = inputs
-        if self.conditioned:
-            level = (conditioning.sigma_y.clamp_min(1e-4).log() / 4).to(inputs).reshape(-1, 1, 1, 1)
-            level = level.expand(-1, 1, *inputs.shape[2:])
-            x = torch.cat([inputs, conditioning.channels().to(inputs), level], 1)
-        output: Tensor = self.network(x, c_noise).sample
-        return output
+        network = self.network
+        # the only embedding that is a table of whole steps
+        c_noise = c_noise.round().long() if network.config.time_embedding_type == "learned" else c_noise
+        knows_classes = network.class_embedding is not None
+        classes = class_labels(self.labels, conditioning, inputs.shape[0]) if knows_classes else None
+        output: Tensor = network(self.inputs(inputs, conditioning), c_noise, classes).sample
+        return output if self.sign == 1 else self.sign * output

@@ -1,0 +1,161 @@
+r"""diffusers' unconditional pixel models: a ``UNet2DModel`` and the scheduler that says what its output means.
+
+scheduler                            schedule        c_noise           output
+with alphas_cumprod (DDPM, DDIM...)  DiscreteVP      step i = N t - 1  noise, x_0 or v
+EDMEuler, EDMDPMSolverMultistep      VE              log(q)/4          F, or -F ("v_prediction")
+FlowMatchEuler, FlowMatchHeun        RectifiedFlow   N t               noise - x_0
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from posteriori.backbones.unet import UNetBackbone
+from posteriori.denoise import NetworkDenoiser
+from posteriori.scaling import NoiseLabel, Parametrization, Scaling
+from posteriori.schedule import VE, DiscreteVP, RectifiedFlow, Schedule
+
+__all__ = ["PretrainedError", "from_diffusers", "is_diffusers_folder"]
+
+PREDICTIONS: dict[str, Parametrization] = {"epsilon": "epsilon", "sample": "x_0", "v_prediction": "v"}
+
+#: Sampling starts where the noise is this many times the signal, though a table of steps may go on to thousands.
+LARGEST_RATIO = 200.0
+
+
+class PretrainedError(ValueError):
+    """A pretrained model that cannot be taken over: what is wrong, and what to try."""
+
+
+def from_diffusers(
+    source: Any,
+    *,
+    scheduler: Any = None,
+    labels: Any = None,
+    data_std: float = 0.5,
+    clip: float | bool = True,
+    conditioned: bool = True,
+) -> NetworkDenoiser:
+    """An unconditional pipeline of diffusers, or its ``UNet2DModel`` alone.
+
+    Args:
+        source: a pipeline, a ``UNet2DModel``, or a folder that ``save_pretrained`` of either wrote.
+        scheduler: a scheduler or a folder of one, where the source has none or another is meant.
+        labels: of a class-conditional model, one number or one per measurement.
+        data_std: standard deviation of the data about 0; an EDM scheduler states it.
+        clip: whether means are cut as the scheduler's ``clip_sample`` says, or a bound of your own.
+        conditioned: add the channels for the measurement (at zero weight).
+
+    Raises:
+        PretrainedError: when there is no such model, or its scheduler follows no convention known here.
+    """
+    if isinstance(source, str | Path):
+        network, found = _read(Path(source), need_scheduler=scheduler is None)
+    else:
+        network, found = getattr(source, "unet", source), getattr(source, "scheduler", None)
+    if type(network).__name__ != "UNet2DModel":
+        raise PretrainedError(
+            f"{type(network).__name__} is not a UNet2DModel: only unconditional models of pixels can be taken over "
+            "from diffusers; wrap another network with kind='network'"
+        )
+    if isinstance(scheduler, str | Path):
+        scheduler = _read_scheduler(Path(scheduler))
+    scheduler = found if scheduler is None else scheduler
+    if scheduler is None:
+        raise PretrainedError("a UNet2DModel alone does not say what its output means: give scheduler=DDPMScheduler()")
+    schedule, label, scaling, sign, bound = conventions(scheduler, data_std)
+    try:
+        backbone = UNetBackbone.from_pretrained(network, conditioned, sign, labels)
+    except ValueError as error:
+        raise PretrainedError(str(error)) from None
+    bound = bound if clip is True else (None if clip is False else float(clip))
+    return NetworkDenoiser(backbone, schedule, scaling, c_noise=label, clip=bound)
+
+
+def conventions(scheduler: Any, data_std: float) -> tuple[Schedule, NoiseLabel, Scaling, int, float | None]:
+    """What a scheduler says of its model: schedule, noise label, scaling, sign of the output, bound of the means.
+
+    Raises:
+        PretrainedError: for a scheduler of another family, or a prediction that this family does not have.
+    """
+    config = scheduler.config
+    name, prediction = type(scheduler).__name__, config.get("prediction_type", "epsilon")
+    if name.startswith("EDM"):
+        if prediction not in ("epsilon", "v_prediction"):
+            raise PretrainedError(f"{name} has no prediction_type {prediction!r}: choose epsilon or v_prediction")
+        schedule: Schedule = VE(float(config.sigma_min), float(config.sigma_max))
+        sign = 1 if prediction == "epsilon" else -1
+        return schedule, NoiseLabel(), Scaling("edm", float(config.sigma_data)), sign, None
+    steps = config.get("num_train_timesteps")
+    if name.startswith("FlowMatch"):
+        schedule = RectifiedFlow()
+        return schedule, NoiseLabel("time", float(steps), 0.0, schedule), Scaling("flow", data_std), 1, None
+    if not isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor) or name.startswith("CMStochastic"):
+        raise PretrainedError(
+            f"{name} is not supported: give the model with a scheduler of the DDPM family, an EDM or a FlowMatch one"
+        )
+    if prediction not in PREDICTIONS:
+        raise PretrainedError(f"{name}'s prediction_type {prediction!r} is unknown: {', '.join(PREDICTIONS)} are known")
+    table = [float(a) for a in scheduler.alphas_cumprod.double() if a > 0]  # the last may be 0: nothing left to denoise
+    try:
+        schedule = DiscreteVP(tuple(table))
+        stop = float(schedule.time(torch.tensor(LARGEST_RATIO, dtype=torch.float64)))
+        schedule = DiscreteVP(tuple(table), min(stop, 1.0))
+    except ValueError as error:
+        raise PretrainedError(f"{name}: {error}") from None
+    label = NoiseLabel("time", float(len(table)), -1.0, schedule)
+    bound = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
+    return schedule, label, Scaling(PREDICTIONS[prediction], data_std), 1, bound
+
+
+def is_diffusers_folder(folder: Path) -> bool:
+    """Whether ``save_pretrained`` of a pipeline or of a ``UNet2DModel`` wrote this folder."""
+    parts = (folder / "model_index.json", folder / "config.json", folder / "unet" / "config.json")
+    return any("_class_name" in _json(part) for part in parts)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _read(folder: Path, need_scheduler: bool) -> tuple[nn.Module, Any]:
+    """The network and the scheduler of a folder. The parts are read one by one: a pipeline's own code is not run."""
+    from diffusers import UNet2DModel
+
+    part = folder / "unet" if (folder / "unet").is_dir() else folder
+    kind = _json(part / "config.json").get("_class_name")
+    if kind != "UNet2DModel":
+        raise PretrainedError(
+            f"{part} holds {kind or 'no model of diffusers'}: give a folder with a UNet2DModel's config.json, or a "
+            "pipeline's with unet/ and scheduler/"
+        )
+    try:
+        network = UNet2DModel.from_pretrained(part, use_safetensors=True, low_cpu_mem_usage=False)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PretrainedError(
+            f"the weights in {part} cannot be read ({reason}): they must be safetensors that fit config.json; "
+            "`posteriori convert` makes them of pickled ones"
+        ) from None
+    place = next((p for p in (folder / "scheduler", folder) if (p / "scheduler_config.json").is_file()), None)
+    return network, _read_scheduler(place) if place and need_scheduler else None
+
+
+def _read_scheduler(folder: Path) -> Any:
+    import diffusers
+    from diffusers import SchedulerMixin
+
+    config = _json(folder / "scheduler_config.json")
+    kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        raise PretrainedError(f"{folder} holds no scheduler of diffusers: give scheduler=DDPMScheduler(...)")
+    return kind.from_config(config)
