@@ -6,22 +6,35 @@ For a mixture ``p(x_0) = sum_k w_k N(m_k, C_k)`` and a pivot ``mu = x_0 + N(0, S
 
 and the posterior given ``y = A x_0 + sigma_y noise`` is again a mixture. Everything is dense: signals of up to a few
 hundred entries. Keep the parameters in float64.
+
+No matrix is factored again when the noise changes. Of all pairs that have the pivot ``mu`` at ``q = sigma_t/alpha_t``,
+take the one with the measurement ``y``: ``u = mu + (q^2/sigma_y^2) A^T (A mu - y)`` (no more than ``x_t/alpha_t``, had
+the pivot been solved for exactly). With ``N(m'_k, C'_k)``, ``w'_k`` the posterior given ``y`` and
+``C'_k = V_k diag(v_k) V_k^T``, which is kept for the last few ``(A, sigma_y)``,
+
+    E[x_0 | mu] = sum_k r_k (m'_k + V_k diag(v_k/(v_k + q^2)) V_k^T (u - m'_k)),   r_k ~ w'_k N(u; m'_k, C'_k + q^2 I).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from posteriori.denoise import Denoiser, Posterior
 from posteriori.operators.base import LinearOperator, Scalar
-from posteriori.pivot import noise_variance, pivot
+from posteriori.operators.diagonal import Nothing
+from posteriori.pivot import pivot
 from posteriori.schedule import VE, Schedule
 
 __all__ = ["Gaussian", "GaussianMixture", "dense_matrix"]
+
+MEMORY = 4  # pairs (A, sigma_y) kept by a prior
+ENTRIES = 2**22  # samples x components x entries evaluated at once
+NEGLIGIBLE = 1e-18  # responsibility
 
 
 def dense_matrix(A: LinearOperator, shape: Sequence[int], batch: int, like: Tensor) -> Tensor:
@@ -36,6 +49,54 @@ def dense_matrix(A: LinearOperator, shape: Sequence[int], batch: int, like: Tens
         e[:, j] = 1
         columns.append(A(e.reshape(batch, *shape)).flatten(1))
     return torch.stack(columns, 2)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A mixture given ``(A, sigma_y)``, whatever the noise level and ``y``; ``G`` is 1, or the number of samples.
+
+    Attributes:
+        A: held, so that no other operator gets its identity.
+        matrix: ``M = A/sigma_y``, ``(G, m, d)``.
+        variances, axes: ``C'_k = V diag(v) V^T``, ``(G, K, d)`` and ``(G, K, d, d)``.
+        centre: ``V^T m_k``, ``(G, K, d)``.
+        half, factor: ``L^-1 M C_k V`` ``(G, K, m, d)`` and ``L`` ``(G, K, m, m)``, ``L L^T = M C_k M^T + I``.
+        log_weights: ``log w_k - log det L``, ``(G, K)``.
+    """
+
+    A: LinearOperator
+    matrix: Tensor
+    variances: Tensor
+    axes: Tensor
+    centre: Tensor
+    half: Tensor
+    factor: Tensor
+    log_weights: Tensor
+
+    def part(self, part: slice) -> _Measured:
+        """That of some samples."""
+        return _Measured(self.A, *[_part(getattr(self, f.name), part) for f in fields(self)[1:]])
+
+
+def _part(values: Tensor, part: slice) -> Tensor:
+    """Rows of per-sample values; one row stands for all."""
+    return values if len(values) == 1 else values[part]
+
+
+def _rotate(x: Tensor, axes: Tensor) -> Tensor:
+    """``V_k^T x`` for ``x`` ``(n, d)`` and ``V`` ``(G, K, d, d)``: ``(n, K, d)``; one product when ``G = 1``."""
+    k, d = axes.shape[1:3]
+    if axes.shape[0] == 1:
+        return (x @ axes[0].permute(1, 0, 2).reshape(d, k * d)).reshape(-1, k, d)
+    return (x[:, None, None] @ axes).squeeze(2)
+
+
+def _rotate_back(c: Tensor, axes: Tensor) -> Tensor:
+    """``sum_k V_k c_k`` for ``c`` ``(n, K, d)``: ``(n, d)``."""
+    k, d = axes.shape[1:3]
+    if axes.shape[0] == 1:
+        return c.reshape(-1, k * d) @ axes[0].mT.reshape(k * d, d)
+    return (axes @ c[..., None]).sum(1).squeeze(2)
 
 
 class GaussianMixture(Denoiser):
@@ -87,6 +148,7 @@ class GaussianMixture(Denoiser):
         self.register_buffer("weights", weights / weights.sum())
         self.register_buffer("means", means)
         self.register_buffer("covs", covs)
+        self._memory: dict[tuple[object, ...], _Measured] = {}
 
     @property
     def mean(self) -> Tensor:
@@ -114,27 +176,47 @@ class GaussianMixture(Denoiser):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density of ``x`` ``(n, *shape)``, shape ``(n,)``; covariances must be positive definite."""
-        return torch.logsumexp(self._log_joint(x.flatten(1), self.covs.unsqueeze(0))[0], 1)
+        return torch.logsumexp(self._log_joint(x.flatten(1)), 1)
 
     def responsibilities(self, x: Tensor) -> Tensor:
         """Probability of every component given ``x`` ``(n, *shape)``, shape ``(n, K)``."""
-        return torch.softmax(self._log_joint(x.flatten(1), self.covs.unsqueeze(0))[0], 1)
+        return torch.softmax(self._log_joint(x.flatten(1)), 1)
 
-    def _log_joint(self, x: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``log w_k N(x; m_k, total_k)``, with the whitened differences and the Cholesky factors.
+    def _log_joint(self, x: Tensor) -> Tensor:
+        """``log w_k N(x; m_k, C_k)`` of ``x`` ``(n, d)``, shape ``(n, K)``."""
+        factor = torch.linalg.cholesky(self.covs)
+        difference = (x[:, None, :] - self.means).permute(1, 2, 0)
+        white = torch.linalg.solve_triangular(factor, difference, upper=False)
+        log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        constant = self.weights.log() - log_det - 0.5 * x.shape[1] * math.log(2 * math.pi)
+        return constant - 0.5 * white.square().sum(1).T
 
-        ``x`` is ``(n, d)``, ``total`` ``(1 or n, K, d, d)``.
-        """
-        factor = torch.linalg.cholesky(total)
-        difference = x[:, None, :] - self.means  # (n, K, d)
-        if factor.shape[0] == 1:
-            white = torch.linalg.solve_triangular(factor[0], difference.permute(1, 2, 0), upper=False).permute(2, 0, 1)
-        else:
-            white = torch.linalg.solve_triangular(factor, difference.unsqueeze(3), upper=False).squeeze(3)
-        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        d = x.shape[1]
-        log_density = -0.5 * white.square().sum(-1) - log_det - 0.5 * d * math.log(2 * math.pi)
-        return log_density + self.weights.log(), white, factor
+    def _measured(self, A: LinearOperator, sigma_y: Tensor, batch: int) -> _Measured:
+        """What does not depend on the noise level, from the memory of the last few ``(A, sigma_y)``."""
+        levels = tuple(sigma_y.tolist())
+        kind: object = "nothing" if isinstance(A, Nothing) else id(A)
+        key = (kind, levels, self.means.device, self.means.dtype, batch if A.samples(1 + len(self.shape)) else None)
+        if key not in self._memory:
+            with torch.no_grad(), torch.inference_mode(False):
+                matrix = dense_matrix(A, self.shape, batch, self.means) / sigma_y[:, None, None]
+                half, log_det, factor = self._update(matrix, 1.0)
+                v, axes = torch.linalg.eigh(self.covs - half.mT @ half)
+                centre = (axes.mT @ self.means[..., None]).squeeze(-1)
+                log_weights = self.weights.log() - log_det
+                self._memory[key] = _Measured(A, matrix, v.clamp_min(0), axes, centre, half @ axes, factor, log_weights)
+            while len(self._memory) > MEMORY:
+                self._memory.pop(next(iter(self._memory)))
+        return self._memory[key]
+
+    def _update(self, matrix: Tensor, variance: float) -> tuple[Tensor, Tensor, Tensor]:
+        """``L^-1 A C_k`` and ``log det L`` with ``L L^T = A C_k A^T + variance I``, and ``L``; ``A`` is ``(G, m, d)``.
+
+        Component ``k`` has the covariance ``C_k - half^T half`` given the measurement."""
+        cross = self.covs @ matrix.unsqueeze(-3).mT  # (G, K, d, m)
+        eye = torch.eye(matrix.shape[-2], dtype=matrix.dtype, device=matrix.device)
+        factor = torch.linalg.cholesky(matrix.unsqueeze(-3) @ cross + variance * eye)
+        half = torch.linalg.solve_triangular(factor, cross.mT, upper=False)
+        return half, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1), factor
 
     def forward(
         self,
@@ -151,25 +233,37 @@ class GaussianMixture(Denoiser):
         scales = {"alpha_t": alpha.reshape(-1), "sigma_t": sigma.reshape(-1), "sigma_y": sigma_y}
         near = previous.pivot_at((sigma / alpha).reshape(-1)) if previous else None
         solved_for = pivot(x_t, y, A, **scales, guess=near)
-        mu = solved_for.flatten(1)
-        matrix = dense_matrix(A, self.shape, x_t.shape[0], mu)
-        lam, v = torch.linalg.eigh(matrix.mT @ matrix)  # (1 or B, d), (1 or B, d, d)
-        varies = any(torch.as_tensor(s).numel() > 1 for s in scales.values())
-        rows = x_t.shape[0] if varies else lam.shape[0]
-        reference = mu if rows > 1 else mu[:1]
-        variance = noise_variance(A, reference, **scales)(lam.clamp_min(0).expand(rows, -1))
-        noise = (v * variance.unsqueeze(1)) @ v.mT
-        log_joint, white, factor = self._log_joint(mu, self.covs + noise.unsqueeze(1))
-        r = torch.softmax(log_joint, 1)
-        # C (C + S)^-1 (mu - m) = C L^-T white
-        if factor.shape[0] == 1:
-            solved = torch.linalg.solve_triangular(factor[0].mT, white.permute(1, 2, 0), upper=True)
-            solved = (self.covs @ solved).permute(2, 0, 1)
-        else:
-            solved = torch.linalg.solve_triangular(factor.mT, white.unsqueeze(3), upper=True)
-            solved = (self.covs @ solved).squeeze(3)
-        mean = torch.einsum("nk,nkd->nd", r, self.means + solved)
+        level = torch.as_tensor(sigma_y, dtype=torch.float64).to(self.means).reshape(-1)
+        given = self._measured(A, level, x_t.shape[0])
+        mu, white_y = solved_for.flatten(1).to(self.means), y.flatten(1).to(self.means) / level[:, None]
+        variance = (sigma / alpha).reshape(-1, 1).to(mu) ** 2  # q^2, (1 or B, 1)
+        surprise = (given.matrix @ mu[..., None]).squeeze(-1) - white_y
+        u = mu + variance * (surprise[:, None] @ given.matrix).squeeze(1)
+        if bool((white_y == white_y[:1]).all()):
+            white_y = white_y[:1]  # many samples of one measurement: its posterior is computed once
+        rows = max(1, ENTRIES // self.means.numel())
+        parts = [slice(i, i + rows) for i in range(0, len(u), rows)]
+        mean = torch.cat([self._mean(u[p], _part(white_y, p), _part(variance, p), given.part(p)) for p in parts])
         return Posterior(mean.reshape(x_t.shape).to(x_t.dtype), x_t, alpha, sigma, pivot=solved_for)
+
+    def _mean(self, u: Tensor, white_y: Tensor, variance: Tensor, given: _Measured) -> Tensor:
+        """``E[x_0 | u, y]`` by the formula of the module's head; ``white_y`` is ``y/sigma_y``, ``variance`` ``q^2``."""
+        difference = white_y[:, None] - self.means @ given.matrix.mT  # (1 or n, K, m)
+        if given.factor.shape[0] == 1:  # solve for all measurements at once
+            white = torch.linalg.solve_triangular(given.factor[0], difference.permute(1, 2, 0), upper=False)
+            shift = (given.half[0].mT @ white).permute(2, 0, 1)
+            white = white.permute(2, 0, 1)
+        else:
+            white = torch.linalg.solve_triangular(given.factor, difference[..., None], upper=False).squeeze(-1)
+            shift = (given.half.mT @ white[..., None]).squeeze(-1)
+        centre = given.centre + shift  # V^T m'
+        c = _rotate(u, given.axes) - centre
+        total = given.variances + variance[:, None]  # of C'_k + q^2 I
+        log_joint = given.log_weights - 0.5 * (white.square().sum(2) + (c.square() / total + total.log()).sum(2))
+        r = torch.softmax(log_joint, 1)
+        near = (r > NEGLIGIBLE).any(0)  # most components are out of the question when the noise is small
+        answer = (centre + given.variances / total * c)[:, near]
+        return _rotate_back(r[:, near, None] * answer, given.axes[:, near])
 
     def posterior(self, A: LinearOperator, y: Tensor, sigma_y: float) -> GaussianMixture:
         """``p(x_0 | y)`` of one measurement, exactly.
@@ -191,16 +285,11 @@ class GaussianMixture(Denoiser):
             )
         seen = matrix.abs().sum(1) > 0  # filler entries of a masked measurement say nothing
         matrix, observation = matrix[seen], observation[seen]
-        cross = self.covs @ matrix.T  # (K, d, m)
-        eye = torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
-        total = matrix @ cross + float(sigma_y) ** 2 * eye
-        factor = torch.linalg.cholesky(total)
+        half, log_det, factor = self._update(matrix, float(sigma_y) ** 2)  # L^-1 A C
         difference = observation - self.means @ matrix.T  # (K, m)
         white = torch.linalg.solve_triangular(factor, difference.unsqueeze(2), upper=False)
-        half = torch.linalg.solve_triangular(factor, cross.mT, upper=False)  # L^-1 A C
         means = self.means + (half.mT @ white).squeeze(2)
         covs = self.covs - half.mT @ half
-        log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)
         log_weights = self.weights.log() - 0.5 * white.square().sum((1, 2)) - log_det
         covs = 0.5 * (covs + covs.mT)
         return GaussianMixture(torch.softmax(log_weights, 0), means, covs, self.schedule, self.shape)
