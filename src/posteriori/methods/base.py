@@ -14,7 +14,7 @@ state theirs for DDPM mean ``x = u / sqrt(1 + q^2)``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from posteriori.denoise import ExactPosterior
 from posteriori.operators import Nothing
-from posteriori.operators.base import SpectralOperator, per_sample
+from posteriori.operators.base import LinearOperator, per_sample
 from posteriori.pivot import sample_generator
 from posteriori.sample import State, Transition
 from posteriori.schedule import VP, Schedule
@@ -138,9 +138,20 @@ class Entry:
 
 METHODS: dict[str, Entry] = {
     "eps": Entry("eps:exact_posterior_score", 20),
+    "palette": Entry("palette:palette", 20),
+    "zero-shot-pivot": Entry("zero_shot_pivot:zero_shot_pivot", 20),
+    "dps": Entry("dps:dps", 1000),
+    "daps": Entry("daps:daps", 100),
+    "daps-calibrated": Entry("daps:daps", 100, {"tau": "calibrated"}),
+    "ddnm": Entry("ddnm:ddnm", 100),
+    "ddrm": Entry("ddrm:ddrm", 20),
+    "pigdm": Entry("pigdm:pigdm", 100),
+    "mmps": Entry("mmps:mmps", 100),
+    "mpgd": Entry("mpgd:mpgd", 100),
+    "diffpir": Entry("diffpir:diffpir", 100),
+    "red-diff": Entry("red_diff:red_diff", 1000),
     "linear": Entry("classical:linear", 0),
     "tv": Entry("classical:tv", 0),
-    "dps": Entry("dps:dps", 1000),
 }
 
 
@@ -168,9 +179,11 @@ class Problem:
         evaluations, backward: spent so far on each measurement.
     """
 
-    def __init__(self, posterior: ExactPosterior, copies: int, advance: Advance) -> None:
+    def __init__(
+        self, posterior: ExactPosterior, copies: int, generators: Sequence[torch.Generator], advance: Advance
+    ) -> None:
         self.A, self.y, self.sigma_y = posterior.A, posterior.y, posterior.sigma_y
-        self.posterior, self._copies, self._advance = posterior, copies, advance
+        self.posterior, self._copies, self._generators, self._advance = posterior, copies, generators, advance
         self.evaluations = self.backward = 0
         # Nothing is measured, but a network wants to be told a noise level that it was trained for.
         low, high = getattr(posterior.denoiser, "sigma_y_range", None) or (1e-2, 1.0)
@@ -197,6 +210,17 @@ class Problem:
 
         return d.detach(), pull_back
 
+    def noise(self) -> Tensor:
+        """Standard normal noise ``(B, *signal)``, every sample from its own generator."""
+        return self.noises(1)[0]
+
+    def noises(self, count: int) -> Tensor:
+        """``count`` of them, ``(count, B, *signal)``, in one call of each generator."""
+        shape = (count, *self.posterior.shape[1:])
+        return torch.stack([torch.randn(shape, generator=g, dtype=self.y.dtype) for g in self._generators], 1).to(
+            self.y
+        )
+
     def residual(self, x: Tensor) -> Tensor:
         """``y - A x``, 0 where nothing was measured."""
         r = self.y - self.A(x)
@@ -214,30 +238,30 @@ class Problem:
         return per_sample(value, self._unconditional[1])
 
 
-def needs_spectrum(posterior: ExactPosterior, method: str) -> SpectralOperator:
-    """The operator, when its singular values are at hand.
+def needs_spectrum(A: LinearOperator, method: str) -> None:
+    """Refuse an operator whose singular values are not at hand.
 
     Raises:
         ValueError: when it is known through ``A`` and ``A^T`` only: the method treats every singular value by itself,
             by a rule with jumps, which Lanczos cannot apply.
     """
-    if not isinstance(posterior.A, SpectralOperator):
+    if not A.exact:
         raise ValueError(
-            f"{method} needs the singular values of A, and {posterior.A.describe()} has none at hand: "
-            "use pigdm, diffpir, mmps or eps, or an operator with an exact solve"
+            f"{method} needs the singular values of A, which {A.describe()} does not know: "
+            "use eps, pigdm, mmps or diffpir, or an operator with an exact solve"
         )
-    return posterior.A
 
 
-def ddpm_grid(schedule: Schedule, steps: int) -> Tensor:
-    """Times of ``schedule`` with the noise of DDPM's, uniform in its time, then 0: ``(steps + 1,)``, float64.
+def ddpm_grid(schedule: Schedule, steps: int, power: float = 1.0) -> Tensor:
+    """Times of ``schedule`` with the noise of DDPM's, then 0: ``(steps + 1,)``, float64.
 
-    Starts and ends where the schedule does when it reaches less far than DDPM's 1000 steps.
+    Uniform in DDPM's time; with a ``power`` over 1, denser at low noise. Starts and ends where the schedule does when
+    it reaches less far than DDPM's 1000 steps.
     """
     ddpm = VP()
     ends = schedule.ratio(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64))
     high, low = ddpm.time(ends).clamp(1e-3, 1.0).tolist()
-    t = torch.linspace(high, low, steps, dtype=torch.float64)
+    t = high + (low - high) * torch.linspace(0, 1, steps, dtype=torch.float64) ** (1 / power)
     return torch.cat([schedule.time(ddpm.ratio(t)).clamp(schedule.t_min, schedule.t_max), t.new_zeros(1)])
 
 
@@ -266,17 +290,13 @@ def draw(
     parts, evaluations, backward = [], 0, 0
     for start in range(0, n, at_once):
         copies = range(start, min(start + at_once, n))
-        problem = Problem(posterior.expand(len(copies)) if len(copies) > 1 else posterior, len(copies), advance)
         generators = [sample_generator(seed, b, k) for k in copies for b in range(batch)]
-
-        def noise(generators: list[torch.Generator] = generators) -> Tensor:
-            rows = [torch.randn(signal, generator=g, dtype=posterior.y.dtype) for g in generators]
-            return torch.stack(rows).to(posterior.y.device)
-
+        expanded = posterior.expand(len(copies)) if len(copies) > 1 else posterior
+        problem = Problem(expanded, len(copies), generators, advance)
         transition = method(problem)
-        state = State(noise() * ratios[0], ratios[0])
+        state = State(problem.noise() * ratios[0], ratios[0])
         for q in ratios[1:]:
-            state = transition(state, q, problem.denoise, noise)
+            state = transition(state, q, problem.denoise, problem.noise)
         parts.append(state.u.reshape(len(copies), batch, *signal))
         evaluations, backward = evaluations + problem.evaluations, backward + problem.backward
     return Estimate(samples=torch.cat(parts), evaluations=evaluations, backward=backward, settings=settings)

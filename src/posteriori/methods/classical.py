@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
+from torch import Tensor
 
 from posteriori.denoise import ExactPosterior, NetworkDenoiser
-from posteriori.methods.base import Estimate
+from posteriori.methods.base import Advance, Estimate
 from posteriori.methods.tv import total_variation
 from posteriori.pivot import linear_estimate
 
@@ -15,21 +14,36 @@ from posteriori.pivot import linear_estimate
 TV_PER_VARIANCE = 6.0
 
 
-def linear(posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Callable[[int], None]) -> Estimate:
-    """Linear MMSE estimate from ``y`` alone under the prior ``N(0, s^2 I)``, ``s`` the denoiser's data deviation."""
+def linear(posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance) -> Estimate:
+    """Linear MMSE estimate from ``y`` alone under the prior ``N(0, s^2 I)``, ``s`` the denoiser's data deviation.
+
+    Exact for that prior. No network; ``n``, ``nfe`` and ``seed`` change nothing.
+    """
+    return Estimate(point=estimate_from_measurement(posterior))
+
+
+def estimate_from_measurement(posterior: ExactPosterior) -> Tensor:
+    """The linear estimate ``(B, *signal)``."""
     denoiser = posterior.denoiser
     s = denoiser.scaling.data_std if isinstance(denoiser, NetworkDenoiser) else 0.5
     nothing = torch.zeros(posterior.shape, dtype=posterior.y.dtype, device=posterior.y.device)
     # alpha_t = 0: nothing is known but y and the prior
-    x = linear_estimate(
+    return linear_estimate(
         nothing, posterior.y, posterior.A, alpha_t=0.0, sigma_t=1.0, sigma_y=posterior.sigma_y, prior_std=s
     )
-    return Estimate(point=x)
 
 
-def tv(posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Callable[[int], None]) -> Estimate:
-    """Total variation with a weight from the noise alone; :func:`total_variation` takes any other."""
-    variance = torch.as_tensor(posterior.sigma_y, dtype=torch.float64) ** 2
-    weight = (TV_PER_VARIANCE * variance).clamp_min(1e-5)  # without noise: the least variation that fits y
-    found = total_variation(posterior.A, posterior.y, weight if weight.numel() > 1 else float(weight))
-    return Estimate(point=found.x)
+def tv(
+    posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance, weight: float | None = None
+) -> Estimate:
+    """Total variation (:mod:`posteriori.methods.tv`), by default with a weight from the noise alone.
+
+    Raises:
+        ValueError: when the signals are not images.
+    """
+    if len(posterior.shape) != 4:
+        raise ValueError(f"tv restores images (B, C, H, W), not signals of shape {posterior.shape[1:]}: try linear")
+    # without noise: the least variation that fits y
+    own = (TV_PER_VARIANCE * torch.as_tensor(posterior.sigma_y, dtype=torch.float64) ** 2).clamp_min(1e-5)
+    chosen = weight if weight is not None else own if own.numel() > 1 else float(own)
+    return Estimate(point=total_variation(posterior.A, posterior.y, chosen).x, settings={"weight": chosen})

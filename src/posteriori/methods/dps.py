@@ -17,7 +17,7 @@ from torch import Tensor
 
 from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import Advance, Estimate, Problem, ddpm_grid, draw
-from posteriori.sample import Noise, State, Transition, ddim
+from posteriori.sample import Mean, Noise, State, Transition, ddim
 
 SETTINGS: dict[str, dict[str, Any]] = {"random": {"zeta": 0.5}}
 
@@ -32,7 +32,7 @@ def dps(posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance
     ancestral = ddim(eta=1.0)
 
     def method(problem: Problem) -> Transition:
-        def step(state: State, q: float, mean: Any, noise: Noise) -> State:
+        def step(state: State, q: float, mean: Mean, noise: Noise) -> State:
             d, pull_back = problem.linearize(state.u, state.q)
             gradient: Tensor = pull_back(problem.misfit_gradient(d))
             u = ancestral(state, q, lambda u, q: d, noise).u
