@@ -39,6 +39,7 @@ FLOORS = {
     "data": 4,
     "checkpoint": 4,
     "metrics": 4,
+    "perceptual": 4,
     "tasks": 4,
     "images": 4,
     "adapters": 4,
