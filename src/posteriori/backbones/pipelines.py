@@ -20,7 +20,7 @@ from posteriori.denoise import NetworkDenoiser
 from posteriori.scaling import NoiseLabel, Parametrization, Scaling
 from posteriori.schedule import VE, DiscreteVP, RectifiedFlow, Schedule
 
-__all__ = ["PretrainedError", "from_diffusers", "is_diffusers_folder"]
+__all__ = ["PretrainedError", "discrete_schedule", "from_diffusers", "is_diffusers_folder"]
 
 PREDICTIONS: dict[str, Parametrization] = {"epsilon": "epsilon", "sample": "x_0", "v_prediction": "v"}
 
@@ -101,16 +101,25 @@ def conventions(scheduler: Any, data_std: float) -> tuple[Schedule, NoiseLabel, 
         )
     if prediction not in PREDICTIONS:
         raise PretrainedError(f"{name}'s prediction_type {prediction!r} is unknown: {', '.join(PREDICTIONS)} are known")
-    table = [float(a) for a in scheduler.alphas_cumprod.double() if a > 0]  # the last may be 0: nothing left to denoise
-    try:
-        schedule = DiscreteVP(tuple(table))
-        stop = float(schedule.time(torch.tensor(LARGEST_RATIO, dtype=torch.float64)))
-        schedule = DiscreteVP(tuple(table), min(stop, 1.0))
-    except ValueError as error:
-        raise PretrainedError(f"{name}: {error}") from None
+    table = tuple(float(a) for a in scheduler.alphas_cumprod.double() if a > 0)  # the last may be 0: no signal left
+    schedule = discrete_schedule(table)
     label = NoiseLabel("time", float(len(table)), -1.0, schedule)
     bound = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
     return schedule, label, Scaling(PREDICTIONS[prediction], data_std), 1, bound
+
+
+def discrete_schedule(alphas_cumprod: tuple[float, ...]) -> DiscreteVP:
+    """The schedule of a table of steps, stopped at :data:`LARGEST_RATIO`.
+
+    Raises:
+        PretrainedError: when the table is not one of a diffusion model.
+    """
+    try:
+        whole = DiscreteVP(alphas_cumprod)
+    except ValueError as error:
+        raise PretrainedError(str(error)) from None
+    stop = float(whole.time(torch.tensor(LARGEST_RATIO, dtype=torch.float64)))
+    return DiscreteVP(alphas_cumprod, min(stop, 1.0))
 
 
 def is_diffusers_folder(folder: Path) -> bool:
@@ -156,6 +165,7 @@ def _read_scheduler(folder: Path) -> Any:
 
     config = _json(folder / "scheduler_config.json")
     kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        raise PretrainedError(f"{folder} holds no scheduler of diffusers: give scheduler=DDPMScheduler(...)")
-    return kind.from_config(config)
+    if isinstance(kind, type) and issubclass(kind, SchedulerMixin):
+        scheduler: Any = kind
+        return scheduler.from_config(config)
+    raise PretrainedError(f"{folder} holds no scheduler of diffusers: give scheduler=DDPMScheduler(...)")

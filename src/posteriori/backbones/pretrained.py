@@ -6,15 +6,25 @@ at zero weight.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from posteriori.backbones.peers import from_azula, from_deepinv
 from posteriori.backbones.pipelines import PretrainedError, from_diffusers, is_diffusers_folder
+from posteriori.backbones.wrapped import from_denoiser, from_guided_diffusion, from_network
 from posteriori.denoise import NetworkDenoiser
 
 __all__ = ["PretrainedError", "load_pretrained"]
 
-_KINDS = {"diffusers": from_diffusers}
+_KINDS: dict[str, Callable[..., NetworkDenoiser]] = {
+    "diffusers": from_diffusers,
+    "denoiser": from_denoiser,
+    "network": from_network,
+    "guided-diffusion": from_guided_diffusion,
+    "deepinv": from_deepinv,
+    "azula": from_azula,
+}
 
 
 def load_pretrained(source: Any, *, kind: str | None = None, **options: Any) -> NetworkDenoiser:
@@ -22,9 +32,10 @@ def load_pretrained(source: Any, *, kind: str | None = None, **options: Any) -> 
 
     Args:
         source: a folder, file or hub id ``"owner/name"``, or the model itself.
-        kind: ``"diffusers"`` (see :func:`from_diffusers`); found from the source when left out.
-        options: of that kind, among them ``labels`` of a class-conditional model and ``conditioned=False`` for the
-            network without channels for the measurement.
+        kind: ``"diffusers"``, ``"denoiser"`` (a network that returns the image), ``"network"`` (one that predicts),
+            ``"guided-diffusion"``, ``"deepinv"`` or ``"azula"``; found from the source where it can be.
+        options: of that kind (``from_diffusers``, ``from_denoiser``, ...), among them ``labels`` of a class-conditional
+            model and ``conditioned=False`` for the network without inputs for the measurement.
 
     Returns:
         The denoiser in evaluation mode, weights in float32.
@@ -39,9 +50,9 @@ def load_pretrained(source: Any, *, kind: str | None = None, **options: Any) -> 
     try:
         denoiser = _KINDS[found](place, **options)
     except TypeError as error:
-        if "unexpected keyword" in str(error):
-            raise PretrainedError(f"kind {found!r}: {error}") from None
-        raise
+        if "keyword" not in str(error):
+            raise
+        raise PretrainedError(f"options of kind {found!r}: {error}") from None
     return denoiser.eval().float()
 
 
@@ -49,9 +60,15 @@ def _recognise(source: Any) -> str:
     if isinstance(source, Path):
         if is_diffusers_folder(source):
             return "diffusers"
-    elif type(source).__module__.startswith("diffusers."):
-        return "diffusers"
-    raise PretrainedError(f"cannot tell what kind of model {source!s:.200} is: give kind={' or '.join(_KINDS)}")
+    else:
+        package = type(source).__module__.partition(".")[0]
+        if package in ("diffusers", "deepinv", "azula"):
+            return package
+    what = str(source) if isinstance(source, Path) else type(source).__name__
+    raise PretrainedError(
+        f"cannot tell what {what} is: give kind='denoiser' for a network that returns the image, kind='network' with "
+        f"prediction=... for one that predicts, or one of {', '.join(_KINDS)}"
+    )
 
 
 def _locate(source: str | Path) -> Path:
