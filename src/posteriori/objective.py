@@ -7,6 +7,9 @@ The weight is the inverse of the error to expect, ``w = n / tr c_out(Q)^2``: eve
 the measurement leaves open, and with ``A = 0`` it is EDM's weight ``1/c_out(sigma)^2`` (Karras et al. 2022, table 1).
 That is the error under a Gaussian prior; on real signals what can be reached differs a hundredfold between tasks, and
 the tasks that nothing can solve would drown the others in noise. :class:`LossScale` learns the level to expect.
+
+``weight="backbone"`` is the weight the backbone was made with, ``w = 1 / c_out(q)^2``: the squared error of the
+network's own output, DDPM's "simple" loss for epsilon, the velocity's for a flow, EDM's for EDM.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +28,10 @@ from posteriori.operators.base import LinearOperator
 from posteriori.pivot import measure
 from posteriori.schedule import Schedule
 
-__all__ = ["LossScale", "NoiseLevels", "Problem", "eps_loss"]
+Distribution = Literal["lognormal", "uniform", "logit-normal"]
+Weight = Literal["expected", "backbone"]
+
+__all__ = ["LossScale", "NoiseLevels", "Problem", "Weight", "eps_loss"]
 
 
 @dataclass(frozen=True)
@@ -45,16 +51,18 @@ class Problem:
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """Distribution of ``q = sigma_t/alpha_t`` in training: log-normal as EDM's, and a share spread over the high noise
-    where the posterior mean is made.
+    """Distribution of the noise in training, and a share spread over the high noise where the posterior mean is made.
 
     Attributes:
-        mean, std: of ``log q`` (EDM: -1.2, 1.2).
-        high_share: share of samples drawn log-uniformly from ``[high_low, q_max]``.
+        distribution: ``"lognormal"`` in ``q = sigma_t/alpha_t`` as EDM's, ``"uniform"`` in the schedule's time ``t`` as
+            DDPM's, or ``"logit-normal"`` in ``t`` as of large flow models (Esser et al. 2024, eq. 19).
+        mean, std: of ``log q`` (EDM: -1.2, 1.2), or of ``logit t``.
+        high_share: share of samples drawn log-uniformly in ``q`` from ``[high_low, q_max]``.
         top_share: share of samples at the schedule's largest noise exactly, where one evaluation is E[x_0 | y].
         high_low: lower end of the high noise.
     """
 
+    distribution: Distribution = "lognormal"
     mean: float = -1.0
     std: float = 1.4
     high_share: float = 0.2
@@ -63,11 +71,16 @@ class NoiseLevels:
 
     def draw(self, n: int, schedule: Schedule, generator: torch.Generator | None = None) -> Tensor:
         """``n`` times, float64, within the schedule's ``[t_min, t_max]``."""
-        low, high = schedule.ratio(torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)).tolist()
+        ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
+        low, high = schedule.ratio(ends).tolist()
         z = torch.randn(n, generator=generator, dtype=torch.float64)
         v = torch.rand(n, generator=generator, dtype=torch.float64)
         pick = torch.rand(n, generator=generator, dtype=torch.float64)
-        q = (self.mean + self.std * z).exp()
+        if self.distribution == "lognormal":
+            q = (self.mean + self.std * z).exp()
+        else:
+            share = torch.special.ndtr(z) if self.distribution == "uniform" else (self.mean + self.std * z).sigmoid()
+            q = schedule.ratio(ends[0] + share * (ends[1] - ends[0]))
         uniform = self.high_low * (high / self.high_low) ** v
         q = torch.where(pick < self.high_share + self.top_share, uniform, q)
         q = torch.where(pick < self.top_share, torch.full_like(q, high), q)
@@ -109,6 +122,7 @@ def eps_loss(
     levels: NoiseLevels,
     generator: torch.Generator | None = None,
     scale: LossScale | None = None,
+    weight: Weight = "expected",
 ) -> tuple[Tensor, Tensor]:
     """Loss of one batch; problems with different operators share one network evaluation.
 
@@ -118,11 +132,13 @@ def eps_loss(
         levels: distribution of the noise.
         generator: of the noise levels (the noise itself comes from PyTorch's global generator).
         scale: learned level that every loss is divided by.
+        weight: ``"expected"``, the inverse of the error to expect, or ``"backbone"``, the backbone's own.
 
     Returns:
         The mean objective, and the loss of every sample (not divided) in the order of the groups, detached.
     """
     prepared: list[Prepared] = []
+    expected: list[Tensor] = []
     with torch.no_grad():
         for p in problems:
             t = levels.draw(p.x_0.shape[0], denoiser.schedule, generator).to(p.x_0.device)
@@ -130,6 +146,8 @@ def eps_loss(
             x_t = alpha * p.x_0 + sigma * torch.randn_like(p.x_0)
             y = measure(p.A, p.x_0, p.sigma_y)
             prepared.append(denoiser.prepare(x_t, t, p.A, y, p.sigma_y))
+            own = denoiser.scaling.out(denoiser.schedule.ratio(t)).square().to(p.x_0.dtype)
+            expected.append(prepared[-1].variance if weight == "expected" else own)
     conditioning = Conditioning(
         torch.cat([p.conditioning.linear for p in prepared]),
         torch.cat([p.conditioning.diagonal for p in prepared]),
@@ -140,11 +158,11 @@ def eps_loss(
     prediction = denoiser.backbone(torch.cat([p.inputs for p in prepared]), c_noise, conditioning).float()
     losses = []
     start = 0
-    for problem, parts in zip(problems, prepared, strict=True):
+    for problem, parts, variance in zip(problems, prepared, expected, strict=True):
         size = problem.x_0.shape[0]
         mean = parts.skip + parts.out(prediction[start : start + size])
         error = (mean - problem.x_0).square().flatten(1).mean(1)
-        losses.append(error / parts.variance)
+        losses.append(error / variance)
         start += size
     each = torch.cat(losses)
     if scale is None:

@@ -136,6 +136,9 @@ class TaskMixture:
 
     Attributes:
         shares: task -> share; ``"none"`` measures nothing, so that the network is also the unconditional prior.
+            ``{none: 1}`` trains the prior alone.
+        drop: probability that a measurement is withheld whatever its task, as in classifier-free guidance: the same as
+            a share of ``"none"``, for a mixture that is not to be counted again.
         sigma_y: range of the measurement noise, log-uniform, in the units of images in [-1, 1].
         usual_sigma_y: a level given to ``usual_share`` of the samples.
         group: samples that share one operator (with parameters of their own).
@@ -156,11 +159,18 @@ class TaskMixture:
     usual_sigma_y: float = 0.05
     usual_share: float = 0.35
     group: int = 4
+    drop: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = set(self.shares) - set(_DRAWS)
         if unknown:
             raise ValueError(f"unknown tasks {sorted(unknown)}: choose among {', '.join(_DRAWS)}")
+        if any(s < 0 for s in self.shares.values()) or not sum(self.shares.values()) > 0:
+            raise ValueError(f"shares must not be negative, nor all 0, got {self.shares}")
+        if not 0 < self.sigma_y[0] <= self.sigma_y[1]:
+            raise ValueError(f"sigma_y must be a range [low, high] with 0 < low <= high, got {list(self.sigma_y)}")
+        if not 0 <= self.drop <= 1 or self.group < 1:
+            raise ValueError(f"need 0 <= drop <= 1 and group >= 1, got {self.drop} and {self.group}")
 
     def groups(self, count: int) -> list[int]:
         """Sizes of the groups of a batch; small batches have one task per sample."""
@@ -172,6 +182,8 @@ class TaskMixture:
         names = list(self.shares)
         p = np.array([self.shares[n] for n in names])
         name = names[int(rng.choice(len(names), p=p / p.sum()))]
+        if self.drop and rng.random() < self.drop:
+            name = "none"
         low, high = map(math.log, self.sigma_y)
         sigma_y = np.exp(rng.uniform(low, high, count))
         sigma_y = np.where(rng.random(count) < self.usual_share, self.usual_sigma_y, sigma_y)

@@ -1,135 +1,160 @@
-"""Training images: folders of photos, as random crops at several scales, in [-1, 1].
+"""Training images as random crops in [-1, 1], from any mixture of sources.
 
-Photos are decoded once and kept as 8-bit arrays. Every crop is a function of ``(seed, step)`` alone, so a resumed run
-sees exactly what an uninterrupted one would have seen.
+A crop is a function of ``(seed, step)`` and, for shards, of how far their stream was read; both are in a checkpoint, so
+a resumed run sees exactly what an uninterrupted one would have seen. A sample that cannot be read is skipped and
+counted.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-__all__ = ["Augmentation", "PhotoSource", "Photos"]
+from posteriori.data.crops import Augmentation, crop
+from posteriori.data.sources import Arrays, DataError, Folder, HubDataset, Indexed, PhotoSource, UnreadableError
+from posteriori.data.streams import Position, Shards
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-
-
-@dataclass(frozen=True)
-class PhotoSource:
-    """A folder of photos.
-
-    Attributes:
-        folder: where they are.
-        match: regular expression that a file name must match in full (licences may need it).
-        weight: share of the crops, relative to the other sources.
-    """
-
-    folder: str
-    match: str = ".*"
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How crops are varied.
-
-    Attributes:
-        native_share: share of crops taken at the photo's own resolution.
-        scale: range of the resampling factor of the others, log-uniform; a factor below 1 shrinks the photo.
-        flip: probability of a left-right flip.
-        turn: probability of an up-down flip, and of a transposition.
-    """
-
-    native_share: float = 0.5
-    scale: tuple[float, float] = (0.5, 1.25)
-    flip: float = 0.5
-    turn: float = 0.05
+__all__ = ["Augmentation", "Counts", "DataError", "PhotoSource", "Photos"]
 
 
 @dataclass
+class Counts:
+    """Samples that were read, how many of them had to be skipped, and the reason of the first."""
+
+    seen: int = 0
+    skipped: int = 0
+    first: str = ""
+
+    def add(self, other: Counts) -> None:
+        self.seen += other.seen
+        self.skipped += other.skipped
+        self.first = self.first or other.first
+
+    def check(self, allowed: float, enough: int = 100) -> None:
+        """Stop when too much is unreadable.
+
+        Args:
+            allowed: share of samples that may be skipped.
+            enough: samples before which a share says nothing.
+
+        Raises:
+            DataError: above it.
+        """
+        if self.skipped > allowed * max(self.seen, enough):
+            raise DataError(
+                f"{self.skipped} of {self.seen} samples cannot be read, the first: {self.first}; repair the data, "
+                f"or allow more than {allowed:.3g} with --set corrupt=SHARE"
+            )
+
+
 class Photos:
-    """Photos in memory, with random access by crop.
+    """A mixture of sources, drawn from by crop.
 
     Args:
-        sources: folders with weights.
+        sources: with their weights.
         augmentation: how crops are varied.
+        root: folder or URL that the sources are relative to.
+        channels: of the images.
+        seed: of the order of shards.
+        lanes: independent sequences that shards are divided into.
 
     Raises:
-        ValueError: when a folder is missing or holds no readable photo that matches.
+        DataError: when a source is missing or holds nothing that can be read.
     """
 
-    sources: Sequence[PhotoSource]
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    skipped: list[str] = field(default_factory=list, init=False)
+    def __init__(
+        self,
+        sources: Sequence[PhotoSource],
+        augmentation: Augmentation | None = None,
+        *,
+        root: str = "",
+        channels: int = 3,
+        seed: int = 0,
+        lanes: int = 1,
+    ) -> None:
+        self.sources = list(sources)
+        self.augmentation = augmentation or Augmentation()
+        self.readers: list[Indexed | Shards] = []
+        for i, source in enumerate(self.sources):
+            if source.shards:
+                self.readers.append(Shards(source, root, channels, seed + i, lanes))
+            else:
+                kind = Folder if source.folder else Arrays if source.array else HubDataset
+                self.readers.append(kind(source, root, channels))
+        weights = np.array([s.weight for s in self.sources], dtype=np.float64)
+        self._shares = weights / weights.sum()
+        #: What was skipped when the sources were opened.
+        self.skipped = [reason for r in self.readers if isinstance(r, Indexed) for reason in r.skipped]
+        files = sum(r.files for r in self.readers if isinstance(r, Indexed))
+        self._opened = Counts(files, len(self.skipped), self.skipped[0] if self.skipped else "")
+        self._counts = Counts()
 
-    def __post_init__(self) -> None:
-        # One flat tensor per source: other processes then share its memory instead of copying every photo.
-        self._pixels: list[Tensor] = []
-        self._index: list[list[tuple[int, int, int]]] = []  # start, height, width
-        for source in self.sources:
-            folder = Path(source.folder)
-            if not folder.is_dir():
-                raise ValueError(f"no folder {folder}: give the data with --set data=PATH")
-            pattern = re.compile(source.match)
-            files = sorted(
-                p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and pattern.fullmatch(p.name)
-            )
-            images = []
-            for path in files:
-                try:
-                    with Image.open(path) as opened:
-                        images.append(np.asarray(opened.convert("RGB")))
-                except OSError:
-                    self.skipped.append(str(path))
-            if not images:
-                raise ValueError(f"{folder} holds no readable photo matching {source.match!r}")
-            starts = np.cumsum([0, *(image.size for image in images)])
-            self._index.append([(int(s), *image.shape[:2]) for s, image in zip(starts, images, strict=False)])
-            self._pixels.append(torch.from_numpy(np.concatenate([image.reshape(-1) for image in images])))
+    @property
+    def opened(self) -> Counts:
+        """What was read and skipped when the sources were opened."""
+        return self._opened
+
+    @property
+    def streams(self) -> bool:
+        """Whether any source is streamed."""
+        return any(isinstance(r, Shards) for r in self.readers)
 
     def __len__(self) -> int:
-        return sum(len(index) for index in self._index)
+        """Images that are known of; shards do not tell before they are read."""
+        return sum(len(r) for r in self.readers if isinstance(r, Indexed))
 
-    def photo(self, source: int, number: int) -> np.ndarray:
-        """A photo as an 8-bit array ``(H, W, 3)``."""
-        start, h, w = self._index[source][number]
-        return self._pixels[source].numpy()[start : start + h * w * 3].reshape(h, w, 3)
+    def crops(self, count: int, size: int, rng: np.random.Generator, lane: int = 0) -> Tensor:
+        """``count`` random crops, float32 ``(count, C, size, size)`` in [-1, 1].
 
-    def crops(self, count: int, size: int, rng: np.random.Generator) -> Tensor:
-        """``count`` random crops, float32 ``(count, 3, size, size)`` in [-1, 1].
-
-        Photos smaller than the crop are enlarged to it.
+        Images smaller than the crop are enlarged to it. ``lane``: the sequence that shards are read from.
         """
-        weights = np.array([s.weight for s in self.sources], dtype=np.float64)
-        picks = rng.choice(len(self.sources), count, p=weights / weights.sum())
-        crops = [self._crop(self.photo(p, int(rng.integers(len(self._index[p])))), size, rng) for p in picks]
-        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        picks = rng.choice(len(self.sources), count, p=self._shares)
+        crops = [crop(self._draw(self.readers[p], rng, lane), size, self.augmentation, rng) for p in picks]
+        return torch.stack([_to_tensor(c) for c in crops])
 
-    def _crop(self, image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-        a = self.augmentation
-        h, w = image.shape[:2]
-        factor = 1.0
-        if rng.random() >= a.native_share:
-            factor = float(np.exp(rng.uniform(np.log(a.scale[0]), np.log(a.scale[1]))))
-        side = min(size / factor, min(h, w))  # pixels of the photo that the crop covers
-        if abs(side - size) < 1:
-            top, left = rng.integers(h - size + 1), rng.integers(w - size + 1)
-            crop = image[top : top + size, left : left + size]
-        else:
-            top, left = rng.uniform(0, h - side), rng.uniform(0, w - side)
-            box = (left, top, left + side, top + side)
-            crop = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
-        if rng.random() < a.flip:
-            crop = crop[:, ::-1]
-        if rng.random() < a.turn:
-            crop = crop[::-1]
-        if rng.random() < a.turn:
-            crop = crop.transpose(1, 0, 2)
-        return np.ascontiguousarray(crop)
+    def _draw(self, reader: Indexed | Shards, rng: np.random.Generator, lane: int) -> np.ndarray:
+        if isinstance(reader, Shards):
+            image = reader.next(lane, self._skip)
+            self._counts.seen += 1
+            return image
+        for _ in range(100):
+            self._counts.seen += 1
+            try:
+                return reader.read(int(rng.integers(len(reader))))
+            except UnreadableError as reason:
+                self._counts.add(Counts(0, 1, str(reason)))
+        raise DataError(f"100 samples in a row cannot be read, the first: {self._counts.first}")
+
+    def _skip(self, reason: str) -> None:
+        self._counts.add(Counts(1, 1, reason))
+
+    def take_counts(self) -> Counts:
+        """What was read and skipped since the last time."""
+        counts, self._counts = self._counts, Counts()
+        return counts
+
+    def positions(self, lane: int) -> dict[str, Position]:
+        """How far a lane was read, by source."""
+        return {
+            f"{i}/{lane}": r.positions[lane]
+            for i, r in enumerate(self.readers)
+            if isinstance(r, Shards) and lane in r.positions
+        }
+
+    def seek(self, positions: dict[str, Position]) -> None:
+        """Continue where :meth:`positions` says; before anything is read."""
+        for key, (epoch, taken) in positions.items():
+            source, lane = map(int, key.split("/"))
+            reader = self.readers[source] if source < len(self.readers) else None
+            if not isinstance(reader, Shards):
+                raise DataError(f"source {source} is not the shards that the run had read: keep the order of sources")
+            reader.positions[lane] = (int(epoch), int(taken))
+
+
+def _to_tensor(image: np.ndarray) -> Tensor:
+    values = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)
+    return values / 127.5 - 1 if image.dtype == np.uint8 else values

@@ -1,146 +1,37 @@
-r"""Training: the EPS objective with accelerate, EMA, atomic checkpoints and exact resume.
-
-All randomness of a step is drawn from generators seeded with ``(seed, step, process)``. A checkpoint therefore needs
-weights, EMA, optimizer moments and the step, nothing else, and a resumed run continues bit for bit.
-"""
+"""The loop: draw, evaluate, step, average, and now and then write."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from posteriori.checkpoint import CheckpointError, build_denoiser, load, save
-from posteriori.data import Photos, PhotoSource
+from posteriori.checkpoint import save as save_model
+from posteriori.data import Counts
 from posteriori.denoise import NetworkDenoiser
-from posteriori.objective import LossScale, Problem, eps_loss
-from posteriori.recipe import CropSize, Recipe, RecipeError, load_recipe
+from posteriori.objective import LossScale, eps_loss
+from posteriori.recipe import Recipe, RecipeError
+from posteriori.train.batches import batches, by_shape, open_photos
+from posteriori.train.monitor import Monitor, drop_lines_after
+from posteriori.train.network import build, card_of, choose_trained, merged
+from posteriori.train.sheet import Sheets
+from posteriori.train.state import Average, RunState, TrainingError, cannot_write, whole
 
-__all__ = ["CropSize", "Recipe", "RecipeError", "load_recipe", "train"]
+if TYPE_CHECKING:
+    from rich.console import Console
 
-
-class _RunState:
-    """Weights (with those of the loss's scale), EMA, optimizer moments and step as one safetensors file, written
-    atomically."""
-
-    def __init__(self, path: Path, network: nn.Module, scale: nn.Module, ema: list[Tensor]) -> None:
-        self.path = path
-        self.parameters = dict(network.named_parameters())
-        self.averages = dict(zip(self.parameters, ema, strict=True))
-        self.parameters |= {f"loss_scale.{name}": p for name, p in scale.named_parameters()}
-
-    def write(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        tensors = {f"ema.{name}": average for name, average in self.averages.items()}
-        for name, parameter in self.parameters.items():
-            tensors[f"weights.{name}"] = parameter.detach()
-            for key, value in optimizer.state[parameter].items():
-                tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
-        # clone: parameters may share or stride their storage (channels_last), which safetensors refuses
-        tensors = {k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-        temporary = self.path.with_name(f".{self.path.name}.partial")
-        save_file(tensors, temporary, metadata={"step": str(step)})
-        temporary.replace(self.path)
-
-    def read(self, optimizer: torch.optim.Optimizer) -> int:
-        from safetensors import safe_open
-
-        tensors = load_file(self.path)
-        with safe_open(self.path, "pt") as opened:
-            step = int(opened.metadata()["step"])
-        if {k for k in tensors if k.startswith("weights.")} != {f"weights.{name}" for name in self.parameters}:
-            raise KeyError("other parameters")
-        with torch.no_grad():
-            for name, average in self.averages.items():
-                average.copy_(tensors[f"ema.{name}"])
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"weights.{name}"])
-                state = {}
-                for key in ("step", "exp_avg", "exp_avg_sq"):
-                    value = tensors[f"optimizer.{key}.{name}"].to(parameter.device if key != "step" else "cpu")
-                    state[key] = value if key == "step" else torch.empty_like(parameter).copy_(value)
-                optimizer.state[parameter] = state
-        return step
-
-
-def draw_problems(recipe: Recipe, photos: Photos, step: int, process: int = 0) -> list[Problem]:
-    """The training problems of a step: a function of the recipe, the step and the process alone."""
-    rng = np.random.default_rng([recipe.seed, step, process])
-    problems = []
-    for slot in sorted({c.slot for c in recipe.crops}):
-        kinds = [c for c in recipe.crops if c.slot == slot]
-        shares = np.array([c.share for c in kinds])
-        kind = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
-        for count in recipe.tasks.groups(kind.batch):
-            x_0 = photos.crops(count, kind.size, rng)
-            _, operator, sigma_y = recipe.tasks.draw(count, kind.size, rng)
-            problems.append(Problem(x_0, operator, sigma_y))
-    return problems
-
-
-def by_shape(problems: list[Problem]) -> list[list[Problem]]:
-    """Problems that can share one network evaluation."""
-    groups: dict[tuple[int, ...], list[Problem]] = {}
-    for p in problems:
-        groups.setdefault(tuple(p.x_0.shape[1:]), []).append(p)
-    return list(groups.values())
-
-
-class _Steps(Dataset[list[Problem]]):
-    """The problems of step ``i`` as item ``i``, so that a ``DataLoader`` can draw them ahead in other processes."""
-
-    def __init__(self, recipe: Recipe, photos: Photos, process: int) -> None:
-        self.recipe, self.photos, self.process = recipe, photos, process
-
-    def __len__(self) -> int:
-        return self.recipe.steps
-
-    def __getitem__(self, step: int) -> list[Problem]:
-        return draw_problems(self.recipe, self.photos, step, self.process)
-
-
-def _batches(recipe: Recipe, photos: Photos, start: int, process: int) -> Iterator[list[Problem]]:
-    steps = _Steps(recipe, photos, process)
-    context = "forkserver" if recipe.workers else None  # a fork of a process that runs threads may hang
-    loader = DataLoader(
-        steps, batch_size=None, sampler=range(start, recipe.steps), num_workers=recipe.workers,
-        multiprocessing_context=context,
-    )  # fmt: skip
-    return iter(loader)
-
-
-def card_of(recipe: Recipe, step: int) -> dict[str, Any]:
-    """The card of a model trained by a recipe."""
-    return {
-        "name": recipe.name,
-        "network": recipe.network,
-        "schedule": recipe.schedule,
-        "scaling": recipe.scaling,
-        "preconditioning": recipe.preconditioning,
-        "sigma_y_range": list(recipe.tasks.sigma_y),
-        "value_range": [-1, 1],
-        "tasks": recipe.tasks.shares,
-        "training_data": recipe.training_data,
-        "training": {
-            "steps": step,
-            "crops": [asdict(c) for c in recipe.crops],
-            "learning_rate": recipe.learning_rate,
-            "ema": recipe.ema,
-            "noise": asdict(recipe.noise),
-            "seed": recipe.seed,
-            **({"init": recipe.init} if recipe.init else {}),
-        },
-    }
+__all__ = ["train"]
 
 
 def train(
@@ -148,162 +39,351 @@ def train(
     folder: str | Path,
     *,
     resume: bool = False,
-    progress: bool = True,
+    progress: bool | Console = True,
     on_step: Callable[[int, float], None] | None = None,
 ) -> NetworkDenoiser:
     """Run a recipe to its end.
 
-    Writes ``state.safetensors`` (to resume), ``metrics.jsonl`` (one line per ``log_every`` steps), and at the end and
-    at every save the EMA weights as a loadable model in ``model/``.
+    Writes ``state.safetensors`` (to resume), ``metrics.jsonl`` (one line per ``log_every`` steps), the averaged weights
+    as a loadable model in ``model/`` with every state, sheets of samples in ``sheets/``, and in ``milestones/`` the
+    models that are kept for good.
 
     Args:
         recipe: what to do.
         folder: where to write.
         resume: continue from ``state.safetensors`` when there is one.
-        progress: show a progress bar.
+        progress: show the progress; a console to show it on.
         on_step: called with the step and its loss after every step.
 
     Returns:
-        The trained denoiser with EMA weights.
+        The trained denoiser with averaged weights.
 
     Raises:
         RecipeError: when the network cannot be built, the folder holds a run and ``resume`` is not set, or it holds
             the run of another recipe.
+        DataError: when images are missing, or too many cannot be read.
+        TrainingError: when the loss is not finite, or the folder cannot be written; the last state is kept.
     """
+    return _Run(recipe, Path(folder), resume, progress, on_step).finish()
+
+
+class _Run:
+    """Everything a run holds while it runs."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        resume: bool,
+        progress: bool | Console,
+        on_step: Callable[[int, float], None] | None,
+    ) -> None:
+        self.recipe, self.folder, self.on_step = recipe, folder, on_step
+        self.metrics = folder / "metrics.jsonl"
+        held = (folder / "state.safetensors").exists()
+        if held and not resume:
+            raise RecipeError(f"{folder} already holds a run: add --resume to continue it, or choose another folder")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error, 0) from None
+        self.accelerator = accelerator = _accelerator(recipe, folder)
+        processes, rank = accelerator.num_processes, accelerator.process_index
+        if recipe.microbatches % processes:
+            raise RecipeError(
+                f"microbatches is {recipe.microbatches}, which {processes} processes cannot share equally: "
+                f"make it a multiple, for example --set microbatches={processes}"
+            )
+        self.parts = range(rank, recipe.microbatches, processes)
+        self.photos = open_photos(recipe)
+        self._build()
+        self.counts = copy.copy(self.photos.opened)
+        self.positions: dict[str, tuple[int, int]] = {}
+        self.pending: list[Tensor | float] = []  # losses since the last line of the log
+        self.step, self.seconds = 0, 0.0
+        self.notes: list[str] = []
+        if held:
+            self.step, facts, damage = self.state.read()
+            self._continue(facts)
+            self.notes = [damage] if damage else []
+            self.notes += _changes(facts.get("recipe", {}), recipe)
+        self.photos.seek(self.positions)
+        self.monitor = Monitor(recipe.steps, self.step, progress if accelerator.is_main_process else False)
+        self.sheets = self._open_sheets() if recipe.sheet_every and accelerator.is_main_process else None
+
+    def _build(self) -> None:
+        from accelerate.utils import set_seed
+
+        recipe, accelerator = self.recipe, self.accelerator
+        set_seed(recipe.seed)
+        self.denoiser = build(recipe)
+        self.plain = copy.deepcopy(self.denoiser)  # what is written: without adapters, compilation or shards
+        self.denoiser.to(accelerator.device)
+        network = self.denoiser.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trained = choose_trained(network, recipe)
+        self.scale = LossScale().to(accelerator.device) if recipe.learned_scale else None
+        rules: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": recipe.weight_decay, "fused": True}
+        optimizer = torch.optim.AdamW(trained.values(), recipe.learning_rate, **rules)
+        self.prepared, self.optimizer = accelerator.prepare(network, optimizer)
+        self.network = accelerator.unwrap_model(self.prepared, keep_torch_compile=False)
+        self.trained = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        self.average = Average(self.trained, recipe.ema, recipe.ema_power)
+        everything = dict(self.trained)
+        # The level's network is small and on the heels of the other, so ten times faster; it is averaged by hand.
+        self.scale_optimizer = None
+        if self.scale is not None:
+            everything |= {f"loss_scale.{name}": p for name, p in self.scale.named_parameters()}
+            self.scale_optimizer = torch.optim.AdamW(self.scale.parameters(), 10 * recipe.learning_rate, **rules)
+        optimizers = [o for o in (self.optimizer, self.scale_optimizer) if o is not None]
+        self.state = RunState(self.folder, everything, self.average, optimizers, recipe.keep)
+        compiled = torch.compile(self.prepared) if recipe.compile else self.prepared
+        self.denoiser.backbone = cast("nn.Module", compiled)
+        self.sharded = any(hasattr(p, "full_tensor") for p in self.trained.values())
+
+    def _open_sheets(self) -> Sheets:
+        recipe = self.recipe
+        if recipe.validation or self.photos.streams:  # reading on would move the lanes of training
+            sources = recipe.validation or recipe.sources
+            photos = open_photos(replace(recipe, sources=sources, microbatches=1, lanes=1, workers=0))
+        else:
+            photos = self.photos
+        return Sheets(recipe, photos, bool(recipe.validation))
+
+    def finish(self) -> NetworkDenoiser:
+        recipe, accelerator = self.recipe, self.accelerator
+        if accelerator.is_main_process:
+            drop_lines_after(self.metrics, self.step)
+        if self.step and (accelerator.is_main_process or self.sharded):
+            tensors = self.state.collect()
+            if accelerator.is_main_process:
+                self._export(tensors, self.folder / "model")  # it may have been killed before it wrote this
+        self.monitor.headline(self._facts())
+        for note in self.notes:
+            self.monitor.say(f"note: {note}")
+        if recipe.trackers:
+            accelerator.init_trackers(recipe.name, config=_flat(asdict(recipe)))
+        with self.monitor:
+            source = batches(recipe, self.photos, self.step, self.parts)
+            began = time.monotonic() - self.seconds
+            while self.step < recipe.steps:
+                rate = recipe.learning_rate_at(self.step)
+                loss, images = self._do_step(source, rate)
+                self.step += 1
+                self.pending.append(loss)
+                if self.on_step:
+                    self.on_step(self.step, float(loss))
+                if self.monitor.advance(images * accelerator.num_processes):
+                    self.monitor.show(self.step, float(loss))
+                self.seconds = time.monotonic() - began
+                self._now_and_then(rate)
+        if recipe.trackers:
+            accelerator.end_training()
+        return self._with_averages(self.state.collect()).to(accelerator.device).eval()
+
+    def _do_step(self, source: Any, rate: float) -> tuple[Tensor, int]:
+        """One step: its loss over the microbatches of this process, and their images."""
+        recipe, accelerator = self.recipe, self.accelerator
+        total, images = torch.zeros((), device=accelerator.device), 0
+        for k, part in enumerate(self.parts):
+            batch = next(source)
+            torch.manual_seed(_seed(recipe.seed, self.step, part))  # after the loader, which draws a number itself
+            self.counts.add(batch.counts)
+            self.positions |= batch.positions
+            problems = [replace(p, x_0=p.x_0.to(accelerator.device)) for p in batch.problems]
+            count = sum(p.x_0.shape[0] for p in problems)
+            groups = by_shape(problems)
+            for j, group in enumerate(groups):
+                last = k == len(self.parts) - 1 and j == len(groups) - 1  # processes meet once a step
+                with nullcontext() if last else accelerator.no_sync(self.prepared):
+                    loss, each = eps_loss(self.denoiser, group, recipe.noise, scale=self.scale, weight=recipe.weight)
+                    accelerator.backward(loss * (len(each) / count / len(self.parts)))
+                total += each.sum() / count / len(self.parts)
+            images += count
+        self.counts.check(recipe.corrupt)
+        if recipe.clip:
+            accelerator.clip_grad_norm_(self.trained.values(), recipe.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.scale_optimizer is not None:
+            self._step_scale(10 * rate)
+        self.average.update(self.step)
+        return total, images
+
+    def _step_scale(self, rate: float) -> None:
+        assert self.scale is not None
+        assert self.scale_optimizer is not None
+        if self.accelerator.num_processes > 1:
+            for p in self.scale.parameters():
+                p.grad = cast("Tensor", self.accelerator.reduce(p.grad, "mean"))
+        self.scale_optimizer.param_groups[0]["lr"] = rate
+        self.scale_optimizer.step()
+        self.scale_optimizer.zero_grad()
+
+    def _now_and_then(self, rate: float) -> None:
+        """Draw a sheet, log, save, when it is time. A line is logged before the state that knows of it is written."""
+        recipe, step, end = self.recipe, self.step, self.step == self.recipe.steps
+        logs, saves = step % recipe.log_every == 0 or end, step % recipe.save_every == 0 or end
+        draws = bool(recipe.sheet_every) and (step % recipe.sheet_every == 0 or (end and step > recipe.sheet_every))
+        milestone = bool(recipe.milestones) and step % recipe.milestones == 0
+        if not (logs or saves or draws or milestone):
+            return
+        self._gather()
+        row: dict[str, Any] = {}
+        main = self.accelerator.is_main_process
+        writes = (saves or draws or milestone) and (main or self.sharded)
+        tensors = self.state.collect() if writes else {}
+        if main and draws:
+            row = self._draw(tensors)
+        if logs:
+            row = {
+                "step": step,
+                "loss": sum(float(v) for v in self.pending) / len(self.pending),
+                "lr": rate,
+                "seconds": round(self.seconds, 2),
+                "images_per_second": round(self.monitor.rate, 2),
+                **row,
+            }
+            row |= {"skipped": self.counts.skipped} if self.counts.skipped else {}
+            self.pending.clear()
+        if main:
+            if logs:
+                self._log(row)
+            if saves:
+                self.state.write(tensors, step, self._facts_to_keep())
+                self._export(tensors, self.folder / "model")
+            if milestone:
+                self._export(tensors, self.folder / "milestones" / f"step-{step:08d}")
+
+    def _gather(self) -> None:
+        """Make what is about to be written that of all processes."""
+        fresh = [loss for loss in self.pending if isinstance(loss, Tensor)]
+        accelerator = self.accelerator
+        if fresh:
+            values = torch.stack(fresh)
+            values = cast("Tensor", accelerator.reduce(values, "mean")) if accelerator.num_processes > 1 else values
+            self.pending = [*(v for v in self.pending if isinstance(v, float)), *values.tolist()]
+        if not all(math.isfinite(v) for v in self.pending):
+            raise TrainingError(
+                f"the loss is not finite at step {self.step} or shortly before; the run is kept up to step "
+                f"{self.state.last}: lower learning_rate, then add --resume"
+            )
+        if self.photos.streams and accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            for positions in gather_object([self.positions]):
+                self.positions |= positions
+
+    def _log(self, row: dict[str, Any]) -> None:
+        try:
+            self.monitor.log(self.metrics, row)
+        except OSError as error:
+            raise cannot_write(self.metrics, error, self.state.last) from None
+        if self.recipe.trackers:
+            self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+
+    def _draw(self, tensors: dict[str, Tensor]) -> dict[str, float]:
+        assert self.sheets is not None
+        model = self._with_averages(tensors).to(self.accelerator.device).eval()
+        try:
+            self.sheets.write(model, self.step, self.folder)
+        except OSError as error:
+            raise cannot_write(self.folder / "sheets", error, self.state.last) from None
+        loss = self.sheets.loss(model)
+        model.cpu()
+        return {"validation_loss": loss}
+
+    def _with_averages(self, tensors: dict[str, Tensor]) -> NetworkDenoiser:
+        """The plain denoiser with the averaged weights of :meth:`RunState.collect`."""
+        averages = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
+        rest = {k: v for k, v in self.network.state_dict().items() if k not in averages}
+        state = merged({k: whole(v.detach()).cpu() for k, v in rest.items()} | averages)
+        self.plain.backbone.load_state_dict(state)
+        return self.plain
+
+    def _export(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        try:
+            save_model(
+                self._with_averages(tensors), folder, card_of(self.recipe, self.step, self.plain), torch.bfloat16
+            )
+        except (OSError, SafetensorError) as error:
+            raise cannot_write(folder, error, self.state.last) from None
+
+    def _facts_to_keep(self) -> dict[str, Any]:
+        return {
+            "recipe": asdict(self.recipe), "positions": self.positions, "counts": asdict(self.counts),
+            "pending": self.pending, "seconds": self.seconds,
+        }  # fmt: skip
+
+    def _continue(self, facts: dict[str, Any]) -> None:
+        self.positions = {k: (int(v[0]), int(v[1])) for k, v in facts.get("positions", {}).items()}
+        self.pending = list(facts.get("pending", []))
+        self.seconds = float(facts.get("seconds", 0.0))
+        if "counts" in facts:
+            self.counts = Counts(**facts["counts"])
+
+    def _facts(self) -> dict[str, str]:
+        """The headline."""
+        recipe, accelerator = self.recipe, self.accelerator
+        size, moving = (
+            sum(p.numel() for p in ps) / 1e6 for ps in (self.plain.backbone.parameters(), self.trained.values())
+        )
+        start = recipe.base.get("source") or recipe.init or "random weights"
+        kinds = ", ".join(f"{c.batch} of {c.size}x{c.size}" for c in recipe.crops)
+        skipped = f", {self.photos.opened.skipped} skipped as unreadable" if self.photos.opened.skipped else ""
+        images = f"{len(self.photos):,} images" if len(self.photos) else ""
+        streamed = "streamed shards" if self.photos.streams else ""
+        low, high = recipe.tasks.sigma_y
+        return {
+            "recipe": f"{recipe.name}: {self.step} of {recipe.steps} steps done, from {start}",
+            "network": f"{size:.2f} M parameters, {moving:.2f} M trained; {recipe.preconditioning}",
+            "tasks": f"{', '.join(recipe.tasks.shares)}; sigma_y {low:g} to {high:g} in [-1, 1] = "
+            f"{low * 127.5:.3g} to {high * 127.5:.3g} in 0-255",
+            "data": f"{' and '.join(filter(None, (images, streamed)))}{skipped}",
+            "a step": f"{recipe.microbatches} x ({kinds})",
+            "machine": f"{accelerator.num_processes} x {accelerator.device.type}, "
+            f"{'bfloat16' if recipe.mixed_precision == 'bf16' else 'float32'}"
+            f"{', compiled' if recipe.compile else ''}, {torch.get_num_threads()} threads",
+            "output": str(self.folder),
+        }
+
+
+def _accelerator(recipe: Recipe, folder: Path) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import set_seed
-    from diffusers.training_utils import EMAModel
+    from accelerate.tracking import get_available_trackers
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state_path = folder / "state.safetensors"
-    if state_path.exists() and not resume:
-        raise RecipeError(f"{folder} already holds a run: add --resume to continue it, or choose another folder")
+    wrong = set(recipe.trackers) - {str(t) for t in get_available_trackers()}
+    if wrong:
+        raise RecipeError(f"trackers: {', '.join(sorted(wrong))} cannot be used here: pip install it, or leave it out")
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
-    root = Path(recipe.data)
-    sources = [PhotoSource(str(root / s.folder), s.match, s.weight) for s in recipe.sources]
-    photos = Photos(sources, recipe.augmentation)
-    set_seed(recipe.seed)
-    try:
-        denoiser = build_denoiser(card_of(recipe, 0)).to(accelerator.device)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"network, schedule, scaling or preconditioning: {error}") from None
-    if recipe.init:
-        _start_from(recipe.init, denoiser)
-    network = denoiser.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    scale = LossScale().to(accelerator.device)
-    trained = [{"params": list(network.parameters()), "factor": 1.0}]
-    if recipe.learned_scale:  # small and on the heels of the network, so ten times faster
-        trained.append({"params": list(scale.parameters()), "factor": 10.0})
-    optimizer = torch.optim.AdamW(
-        trained, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
+    return Accelerator(
+        mixed_precision=recipe.mixed_precision, log_with=recipe.trackers or None, project_dir=str(folder)
     )
-    ema = EMAModel(network.parameters(), decay=recipe.ema, use_ema_warmup=True, power=0.75)
-    learned = scale if recipe.learned_scale else None
-    state = _RunState(state_path, network, learned or nn.Module(), ema.shadow_params)
-    try:
-        step = state.read(optimizer) if state.path.exists() else 0
-    except (KeyError, RuntimeError, SafetensorError):
-        raise RecipeError(f"{state.path} is not a run of this recipe: choose another folder") from None
-    ema.optimization_step = step
-    prepared, optimizer = accelerator.prepare(network, optimizer)
-    learned = accelerator.prepare(learned) if learned else None
-    denoiser.backbone = cast("nn.Module", torch.compile(prepared)) if recipe.compile else prepared
-
-    def export(at: int) -> None:
-        ema.store(network.parameters())
-        ema.copy_to(network.parameters())
-        saved, denoiser.backbone = denoiser.backbone, network
-        save(denoiser, folder / "model", card_of(recipe, at), torch.bfloat16)
-        denoiser.backbone = saved
-        ema.restore(network.parameters())
-
-    metrics = folder / "metrics.jsonl"
-    _drop_lines_after(metrics, step)
-    batches = _batches(recipe, photos, step, accelerator.process_index)
-    losses: list[float] = []
-    began = time.monotonic()
-    bar = _Bar(recipe.steps, step, progress and accelerator.is_main_process)
-    with bar:
-        while step < recipe.steps:
-            rate = recipe.learning_rate_at(step)
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = rate * parameters["factor"]
-            torch.manual_seed(int(np.random.SeedSequence([recipe.seed, step, accelerator.process_index])
-                                  .generate_state(1, np.uint64)[0] >> 1))  # fmt: skip
-            problems = [replace(p, x_0=p.x_0.to(accelerator.device)) for p in next(batches)]
-            count = sum(p.x_0.shape[0] for p in problems)
-            total = 0.0
-            for group in by_shape(problems):
-                loss, each = eps_loss(denoiser, group, recipe.noise, scale=learned)
-                accelerator.backward(loss * (len(each) / count))
-                total += float(each.sum()) / count
-            if not math.isfinite(total):
-                raise RuntimeError(f"the loss is not finite at step {step}: lower learning_rate")
-            accelerator.clip_grad_norm_(network.parameters(), recipe.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.step(network.parameters())
-            step += 1
-            losses.append(total)
-            bar.update(step, losses[-1])
-            if on_step:
-                on_step(step, losses[-1])
-            if accelerator.is_main_process:
-                if step % recipe.log_every == 0 or step == recipe.steps:
-                    row = {"step": step, "loss": float(np.mean(losses)), "lr": rate,
-                           "seconds": round(time.monotonic() - began, 2)}  # fmt: skip
-                    with metrics.open("a") as stream:
-                        stream.write(json.dumps(row) + "\n")
-                    losses.clear()
-                if step % recipe.save_every == 0 or step == recipe.steps:
-                    state.write(optimizer, step)
-                    export(step)
-    ema.copy_to(network.parameters())
-    denoiser.backbone = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-    return denoiser.eval()
 
 
-def _start_from(model: str, denoiser: NetworkDenoiser) -> None:
-    try:
-        weights = load(model).backbone.state_dict()
-        denoiser.backbone.load_state_dict(weights)
-    except (CheckpointError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise RecipeError(f"init: cannot start from {model!r} ({reason}): give a model with this network") from None
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    """A killed run may have logged steps past its last checkpoint; they are about to be logged again."""
-    if path.exists():
-        rows = [
-            line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")
-        ]  # the last may be torn
-        path.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as trackers take them."""
+    if isinstance(content, dict) and content:
+        return {k: v for key, value in content.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
+    plain = isinstance(content, int | float | str | bool)
+    return {prefix.rstrip("."): content if plain else str(content)}
 
 
-class _Bar:
-    """Progress with loss, rate and time left."""
+# Keys that do not change what a run computes.
+_FREE = {"data", "save_every", "log_every", "sheet_every", "validation", "keep", "milestones", "trackers", "workers"}
 
-    def __init__(self, steps: int, start: int, show: bool) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._progress = Progress(
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
-            TextColumn("{task.fields[rate]:.2f} steps/s"), TimeRemainingColumn(), disable=not show,
-        )  # fmt: skip
-        self._task = self._progress.add_task("training", total=steps, completed=start, loss=float("nan"), rate=0.0)
-        self._start, self._began = start, time.monotonic()
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def update(self, step: int, loss: float) -> None:
-        rate = (step - self._start) / max(time.monotonic() - self._began, 1e-9)
-        self._progress.update(self._task, completed=step, loss=loss, rate=rate)
+def _changes(before: dict[str, Any], recipe: Recipe) -> list[str]:
+    """Notes on a recipe that is not the one the run began with."""
+    now = json.loads(json.dumps(asdict(recipe)))
+    return [
+        f"the run began with {key} = {before[key]!r}, it goes on with {now[key]!r}"
+        for key in now
+        if key in before and key not in _FREE and before[key] != now[key]
+    ]
