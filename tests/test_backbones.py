@@ -306,3 +306,64 @@ def test_zero_terminal_noise() -> None:
     denoiser = load_pretrained(unet(), scheduler=scheduler)
     top = denoiser.schedule.ratio(torch.tensor(denoiser.schedule.t_max, dtype=torch.float64))
     assert 100 < float(top) <= 200.001
+
+
+def trained(denoiser: po.NetworkDenoiser) -> po.NetworkDenoiser:
+    """As if fine-tuned: the new inputs have weight."""
+    randomise(denoiser.backbone, seed=5)
+    denoiser.sigma_y_range = (0.01, 0.2)
+    return denoiser
+
+
+def answer(denoiser: po.NetworkDenoiser) -> Tensor:
+    A = po.operators.Inpainting((torch.arange(256).reshape(16, 16) % 3 == 0).float())
+    x = noisy(torch.ones(4), torch.ones(4), seed=4)
+    t = denoiser.schedule.time(torch.tensor([0.02, 0.3, 2.0, 50.0], dtype=torch.float64))
+    with torch.no_grad():
+        return denoiser(x, t, A, A(x), 0.05).mean
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDPMScheduler(),
+        EDMEulerScheduler(prediction_type="v_prediction"),
+        FlowMatchEulerDiscreteScheduler(),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_a_fine_tuned_pipeline_is_loaded_as_it_was(scheduler: Any, tmp_path: Path) -> None:
+    """Label, schedule, sign, classes or clipping lost on the way to disk would restore other pictures."""
+    denoiser = trained(load_pretrained(unet(num_class_embeds=4), scheduler=scheduler, labels=[0, 1, 2, 3]))
+    po.save(denoiser, tmp_path)
+    loaded = po.load(tmp_path)
+    assert torch.equal(answer(loaded), answer(denoiser))
+    assert loaded.schedule == denoiser.schedule
+    assert (loaded.c_noise, loaded.clip, loaded.scaling) == (denoiser.c_noise, denoiser.clip, denoiser.scaling)
+    assert len((tmp_path / "model.json").read_text().splitlines()) < 100  # a table of 1000 steps is one line
+
+
+def test_a_fine_tuned_network_of_your_own(tmp_path: Path) -> None:
+    """A card never names code to import: the network is given, everything else is the card's."""
+    network = Preconditioned(randomise(TinyNet(classes=5)), 0.5)
+    denoiser = trained(
+        load_pretrained(
+            network, kind="denoiser", layer="network.stem", embedding="network.embed", classes="y", one_hot=5, labels=2
+        )
+    )
+    po.save(denoiser, tmp_path)
+    with pytest.raises(ValueError, match=r"load\(\.\.\., network=\.\.\.\)"):
+        po.load(tmp_path)
+    assert torch.equal(answer(po.load(tmp_path, network=Preconditioned(TinyNet(classes=5), 0.5))), answer(denoiser))
+    with pytest.raises(ValueError, match="does not fit its card"):
+        po.load(tmp_path, network=Preconditioned(TinyNet(classes=6), 0.5))
+
+
+def test_the_licence_of_a_base_stays_with_it(tmp_path: Path) -> None:
+    """A fine-tuned model would be passed on without the terms of what it was made from."""
+    DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text("---\ntags: [x]\nlicense: cc-by-nc-4.0\n---\n# Faces\n")
+    denoiser = load_pretrained(tmp_path / "base")
+    card = {"name": "faces", "value_range": [-1, 1], "tasks": {"sr": 1.0}, "training_data": {}}
+    po.save(trained(denoiser), tmp_path / "tuned", card)
+    assert po.load(tmp_path / "tuned").card["base"]["licence"] == "cc-by-nc-4.0"

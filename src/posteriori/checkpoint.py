@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -19,11 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from posteriori.backbones.photo import PhotoNet
-from posteriori.denoise import NetworkDenoiser, Scaling
-from posteriori.schedule import schedule_from_config
+from posteriori.backbones.cards import build_denoiser, build_network, describe
+from posteriori.backbones.pipelines import PretrainedError
+from posteriori.denoise import NetworkDenoiser
 
-__all__ = ["CheckpointError", "bundled_models", "load", "locate", "read_card", "save", "write_atomically"]
+__all__ = [
+    "CheckpointError", "build_denoiser", "build_network", "bundled_models", "describe", "load", "locate", "read_card",
+    "save", "write_atomically",
+]  # fmt: skip
 
 FORMAT = 1
 REQUIRED = (
@@ -53,43 +57,35 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def build_network(config: dict[str, Any]) -> nn.Module:
-    """A network from ``{"kind": "photo" | "unet2d", ...}``; ``unet2d`` is diffusers' ``UNet2DModel``."""
-    parameters = dict(config)
-    kind = parameters.pop("kind", None)
-    if kind == "photo":
-        return PhotoNet(**parameters)
-    if kind == "unet2d":
-        from posteriori.backbones.unet import UNetBackbone
-
-        return UNetBackbone(**parameters)
-    raise ValueError(f"unknown network kind {kind!r}: choose 'photo' or 'unet2d'")
-
-
-def build_denoiser(card: dict[str, Any]) -> NetworkDenoiser:
-    """An untrained denoiser as a card (or a recipe) describes it."""
-    low, high = card["sigma_y_range"]
-    return NetworkDenoiser(
-        build_network(card["network"]),
-        schedule_from_config(card["schedule"]),
-        Scaling(**card["scaling"]),
-        card["preconditioning"],
-        sigma_y_range=(float(low), float(high)),
-    )
-
-
-def save(denoiser: NetworkDenoiser, folder: str | Path, card: dict[str, Any], dtype: torch.dtype | None = None) -> Path:
+def save(
+    denoiser: NetworkDenoiser,
+    folder: str | Path,
+    card: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
     """Write ``model.safetensors`` and ``model.json`` into a folder.
 
     Args:
         denoiser: what to save.
         folder: created when missing.
-        card: at least the fields of :data:`REQUIRED` except ``format`` and ``sha256``, which are filled in.
+        card: the fields of :data:`REQUIRED` that :func:`describe` does not know (``name``, ``value_range``, ``tasks``,
+            ``training_data``), and whatever else is worth saying; the denoiser's own card when left out.
         dtype: precision of the stored weights, e.g. ``torch.bfloat16``; their own when left out.
 
     Returns:
         Path of the weights.
+
+    Raises:
+        ValueError: when the card lacks a field, or cannot state how the denoiser is made.
     """
+    own = getattr(denoiser, "card", None) or {}
+    known = describe(denoiser, (card or {}).get("network"))
+    stated = {**own, **known} if card is None else {**known, **card}
+    if "base" in own:
+        stated.setdefault("base", own["base"])  # where a pretrained model came from, and under which licence
+    missing = [field for field in REQUIRED if field not in (*stated, "format", "sha256")]
+    if missing:
+        raise ValueError(f"the card lacks {', '.join(missing)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in denoiser.backbone.state_dict().items()}
@@ -99,14 +95,16 @@ def save(denoiser: NetworkDenoiser, folder: str | Path, card: dict[str, Any], dt
     temporary = folder / ".model.safetensors.partial"
     save_file(state, temporary)
     temporary.chmod(0o644)  # safetensors writes files that only their owner can read
-    full = {**card, "format": FORMAT, "sha256": _hash(temporary)}
-    missing = [field for field in REQUIRED if field not in full]
-    if missing:
-        temporary.unlink()
-        raise ValueError(f"the card lacks {', '.join(missing)}")
+    text = card_text({**stated, "format": FORMAT, "sha256": _hash(temporary)})
     temporary.replace(weights)
-    write_atomically(folder / "model.json", (json.dumps(full, indent=1) + "\n").encode())
+    write_atomically(folder / "model.json", text.encode())
     return weights
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """A card as indented JSON, lists of numbers in one line: the table of a schedule has a thousand."""
+    numbers = re.compile(r"\[[^\[\]{}\"]*\]")
+    return numbers.sub(lambda found: re.sub(r"\n\s*", " ", found[0]), json.dumps(card, indent=1)) + "\n"
 
 
 def _hash(path: Path) -> str:
@@ -171,12 +169,13 @@ def read_card(name: str | Path) -> dict[str, Any]:
     return card
 
 
-def load(name: str | Path, device: str | torch.device = "cpu") -> NetworkDenoiser:
+def load(name: str | Path, device: str | torch.device = "cpu", network: nn.Module | None = None) -> NetworkDenoiser:
     """Load a trained denoiser.
 
     Args:
         name: a bundled name (``"photo"``), a folder, or a hub id ``"owner/name"``.
         device: where to put it.
+        network: for a fine-tuned network of your own, which no card can make: one of its class, with any weights.
 
     Returns:
         The denoiser in evaluation mode, weights in float32, with its card as attribute ``card``.
@@ -191,9 +190,11 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> NetworkDenoise
     if _hash(weights) != card["sha256"]:
         raise CheckpointError(f"{weights} does not have the hash that its card states: copy the model again")
     try:
-        denoiser = build_denoiser(card)
+        denoiser = build_denoiser(card, network)
         state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(weights).items()}
         denoiser.backbone.load_state_dict(state)
+    except PretrainedError as error:
+        raise CheckpointError(str(error)) from None
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]  # torch lists every tensor, one per line
         raise CheckpointError(f"{weights} does not fit its card ({reason}): copy the model again") from None

@@ -57,6 +57,8 @@ class Call:
         low, high = self.value_range
         if not low < high:
             raise ValueError(f"value_range must be (low, high), got ({low}, {high})")
+        if not self.method.isidentifier() or self.method.startswith("_"):  # a card may come from anywhere
+            raise ValueError(f"method must be the name of a public method, got {self.method!r}")
 
 
 class ModuleBackbone(nn.Module):

@@ -13,7 +13,7 @@ from posteriori.denoise import NetworkDenoiser
 from posteriori.scaling import NoiseLabel, Scaling
 from posteriori.schedule import VE, Schedule
 
-__all__ = ["from_azula", "from_deepinv", "make_deepinv"]
+__all__ = ["AzulaNetwork", "from_azula", "from_deepinv", "make_deepinv"]
 
 #: Networks of deepinv that can be made from their name and arguments.
 DEEPINV = ("ADMUNet", "DiffUNet", "NCSNpp")
@@ -120,4 +120,5 @@ def from_azula(source: Any, *, schedule: Schedule | None = None, **options: Any)
         alpha, sigma = source.schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))  # type: ignore[operator]
         low, high = (sigma / alpha).tolist()
         schedule = VE(max(low, 1e-3), min(high, 200.0))
-    return from_denoiser(AzulaNetwork(source), schedule=schedule, **options)
+    identity = {"kind": "azula", "class": f"{type(source).__module__}.{type(source).__qualname__}"}
+    return from_denoiser(AzulaNetwork(source), schedule=schedule, identity=identity, **options)

@@ -6,10 +6,12 @@ at zero weight.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from posteriori.backbones.cards import describe
 from posteriori.backbones.peers import from_azula, from_deepinv
 from posteriori.backbones.pipelines import PretrainedError, from_diffusers, is_diffusers_folder
 from posteriori.backbones.wrapped import from_denoiser, from_guided_diffusion, from_network
@@ -38,7 +40,7 @@ def load_pretrained(source: Any, *, kind: str | None = None, **options: Any) -> 
             model and ``conditioned=False`` for the network without inputs for the measurement.
 
     Returns:
-        The denoiser in evaluation mode, weights in float32.
+        The denoiser in evaluation mode, weights in float32, with a card as attribute ``card``.
 
     Raises:
         PretrainedError: when there is no such model or it follows no convention known here.
@@ -53,7 +55,26 @@ def load_pretrained(source: Any, *, kind: str | None = None, **options: Any) -> 
         if "keyword" not in str(error):
             raise
         raise PretrainedError(f"options of kind {found!r}: {error}") from None
+    denoiser.card = {  # type: ignore[assignment]
+        **describe(denoiser),
+        "name": place.name if isinstance(place, Path) else type(source).__name__,
+        "value_range": [-1, 1],
+        "tasks": {"none": 1.0},
+        "training_data": {"description": "as its authors say", "licence": _licence(place)},
+        "base": {"source": str(source) if isinstance(place, Path) else type(source).__name__, "kind": found,
+                 "licence": _licence(place)},
+    }  # fmt: skip
     return denoiser.eval().float()
+
+
+def _licence(place: Any) -> str:
+    """The licence in the front matter of a model card on a hub."""
+    readme = place / "README.md" if isinstance(place, Path) else None
+    if readme is not None and readme.is_file():
+        head = readme.read_text(encoding="utf-8", errors="replace").split("---")
+        if len(head) > 2 and (stated := re.search(r"^license:\s*(\S+)\s*$", head[1], re.MULTILINE)):
+            return stated[1]
+    return "not stated"
 
 
 def _recognise(source: Any) -> str:
