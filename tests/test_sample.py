@@ -22,7 +22,7 @@ from posteriori.sample import Solver, State, ddim, evaluations_for, steps_for
 from posteriori.schedule import VE, VP, CosineVP, RectifiedFlow, Schedule
 
 F64 = torch.float64
-SOLVERS: list[Solver] = ["euler", "heun", "dpmpp", "ddim", "stochastic"]
+SOLVERS: list[Solver] = ["exponential", "euler", "heun", "dpmpp", "ddim", "stochastic"]
 each_solver = pytest.mark.parametrize("solver", SOLVERS)
 D = 4
 
@@ -165,7 +165,8 @@ def assert_distributed(samples: Tensor, exact: Mixture, bias: float = 0.0) -> No
 
 
 @pytest.mark.parametrize(
-    ("solver", "nfe"), [("euler", 150), ("heun", 79), ("dpmpp", 60), ("ddim", 150), ("stochastic", 199)]
+    ("solver", "nfe"),
+    [("exponential", 16), ("euler", 150), ("heun", 79), ("dpmpp", 60), ("ddim", 150), ("stochastic", 199)],
 )
 def test_samples_follow_the_posterior(solver: Solver, nfe: int) -> None:
     """A solver that draws from another distribution than p(x_0 | y): 4,000 samples of a mixture."""
@@ -206,7 +207,13 @@ def test_measurements_of_a_batch_have_their_own_posteriors() -> None:
 
 @pytest.mark.parametrize(
     ("solver", "eta", "order", "slack"),
-    [("euler", 0.0, 1, 0.2), ("ddim", 0.0, 1, 0.2), ("heun", 0.0, 2, 0.3), ("dpmpp", 0.0, 2, 0.3)],
+    [
+        ("exponential", 0.0, 3, 0.3),
+        ("euler", 0.0, 1, 0.2),
+        ("ddim", 0.0, 1, 0.2),
+        ("heun", 0.0, 2, 0.3),
+        ("dpmpp", 0.0, 2, 0.3),
+    ],
 )
 def test_order_of_convergence(solver: Solver, eta: float, order: int, slack: float) -> None:
     """A solver that lost its order by a slip in one coefficient still converges, but needs many more evaluations.
@@ -224,7 +231,7 @@ def test_order_of_convergence(solver: Solver, eta: float, order: int, slack: flo
     steps, errors = np.array([24, 48, 96, 192]), []
     for k in steps:
         nfe = 2 * int(k) - 1 if solver == "heun" else int(k)
-        track = po.sample(posterior, n=8, nfe=nfe, solver=solver, eta=eta, return_trajectory=True)
+        track = po.sample(posterior, n=8, nfe=nfe, solver=solver, grid="karras", eta=eta, return_trajectory=True)
         assert len(track.t) == k + 1
         start, end = float(track.t[0]), float(track.t[-2])
         growth = ((lam + end**2) / (lam + start**2)).sqrt()
@@ -364,7 +371,8 @@ def test_trajectory(solver: Solver) -> None:
     assert track.means.shape == (steps, 3, 2, D)
     torch.testing.assert_close(track.samples, plain, rtol=0, atol=1e-9)
     assert torch.equal(track.x_t[-1], track.samples)
-    assert torch.equal(track.t, posterior.schedule.grid(steps))
+    if solver != "exponential":
+        assert torch.equal(track.t, posterior.schedule.grid(steps))
     if solver != "stochastic":  # which evaluates at a state with noise added
         for i in range(steps):
             state = track.x_t[i].reshape(6, D)
@@ -375,9 +383,13 @@ def test_trajectory(solver: Solver) -> None:
 def test_grid_options_reach_the_grid() -> None:
     """Spacing and rho would be accepted and ignored."""
     posterior, _ = problem()
-    for options in ({"spacing": "log"}, {"spacing": "uniform"}, {"rho": 3.0}):
-        track = po.sample(posterior, nfe=6, return_trajectory=True, **options)
-        assert torch.equal(track.t, posterior.schedule.grid(6, **options))
+    for spacing, rho in (("karras", 7.0), ("karras", 3.0), ("log", 7.0), ("uniform", 7.0)):
+        expected = posterior.schedule.grid(6, spacing, rho)
+        for options in ({"grid": spacing, "rho": rho}, {"grid": expected}):
+            assert torch.equal(po.sample(posterior, nfe=6, return_trajectory=True, **options).t, expected)
+    track = po.sample(posterior, nfe=6, start=3.0, stop=0.1, rho=2.0, return_trajectory=True)
+    expected = torch.linspace(3.0**0.5, 0.1**0.5, 5, dtype=F64) ** 2
+    torch.testing.assert_close(track.t, torch.tensor([80.0, *expected, 0.0], dtype=F64), rtol=1e-12, atol=0)
 
 
 def test_float32_problems_stay_float32() -> None:
@@ -400,5 +412,18 @@ def test_errors() -> None:
         po.sample(posterior, solver="rk4")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="3 seeds do not fit a batch of 2"):
         po.sample(posterior, seed=[1, 2, 3])
-    with pytest.raises(ValueError, match="unknown spacing"):
-        po.sample(posterior, spacing="linear")  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="unknown grid 'linear'"):
+        po.sample(posterior, grid="linear")  # type: ignore[call-overload]
+    for grid in (
+        torch.tensor([80.0, 1.0, 2.0, 0.0]),
+        torch.tensor([80.0, 1.0, 0.0]),
+        torch.tensor([3.0, 2.0, 1.0, 0.5]),
+    ):
+        with pytest.raises(ValueError, match="4 decreasing times that end with 0"):
+            po.sample(posterior, nfe=3, grid=grid)
+    with pytest.raises(ValueError, match="the schedule ends at 80"):
+        po.sample(posterior, nfe=2, grid=torch.tensor([90.0, 1.0, 0.0]))
+    with pytest.raises(ValueError, match="need 0 < stop <= start < 80"):
+        po.sample(posterior, start=100.0)
+    with pytest.raises(ValueError, match="belong to the grid 'posterior'"):
+        po.sample(posterior, solver="euler", start=3.0)

@@ -78,6 +78,8 @@ class Denoiser(nn.Module, ABC):
     """Anything that knows ``E[x_0 | x_t, y]`` on a schedule: an exact prior or a network."""
 
     schedule: Schedule
+    #: Root mean square of an entry of the data: the scale of a sampler's Gaussian prior and of its time grid.
+    data_std: float = 0.5
     #: Whether ``forward`` takes ``previous``.
     warm: bool = False
 
@@ -204,6 +206,7 @@ class NetworkDenoiser(Denoiser):
         self.backbone = backbone
         self.schedule = schedule
         self.scaling = scaling or Scaling()
+        self.data_std = self.scaling.data_std
         self.preconditioning = preconditioning
         self.c_noise = c_noise or NoiseLabel()
         self.sigma_y_range = sigma_y_range

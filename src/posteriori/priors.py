@@ -148,6 +148,8 @@ class GaussianMixture(Denoiser):
         self.register_buffer("weights", weights / weights.sum())
         self.register_buffer("means", means)
         self.register_buffer("covs", covs)
+        squares = means.square().sum(1) + covs.diagonal(dim1=1, dim2=2).sum(1)  # E |x_0|^2 of every component
+        self.data_std = float((self.weights.to(squares) * squares).sum() / d) ** 0.5
         self._memory: dict[tuple[object, ...], _Measured] = {}
 
     @property
