@@ -56,6 +56,7 @@ FLOORS = {
     "restore": 5,
     "checks": 5,
     "demo": 5,
+    "export": 5,
     "batch": 5,
     "cli": 6,
     "app": 6,

@@ -301,3 +301,25 @@ def train(
     except ValueError as error:  # missing photos, impossible sizes
         raise RecipeError(str(error)) from None
     typer.echo(f"model: {output / 'model'}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Bundled name, folder or hub id.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New or empty folder.", show_default=False)],
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            help="dpm++, unipc, deis, ddim, ddpm, euler, euler-ancestral, heun, edm-euler, edm-dpm++, flow-euler or "
+            "flow-heun."
+        ),
+    ] = "dpm++",
+) -> None:
+    """Write a model as a diffusers pipeline, for DiffusionPipeline.from_pretrained(OUTPUT, trust_remote_code=True)."""
+    from posteriori.export import export_model
+
+    try:
+        export_model(model, output, scheduler)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    typer.echo(f"pipeline: {output}")
