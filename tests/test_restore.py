@@ -12,7 +12,7 @@ import torch
 
 from posteriori.denoise import Conditioning, NetworkDenoiser
 from posteriori.images import Photo
-from posteriori.methods.base import available_methods
+from posteriori.methods import available_methods
 from posteriori.operators import CircularConvolution, GaussianBlur, Inpainting, PaddedConvolution
 from posteriori.problems import InputError, TaskOptions, build_problem
 from posteriori.restore import Restoration, RestoreOptions, load_model, psnr, restore, whitened_residual
@@ -60,7 +60,7 @@ def test_every_task_has_the_photo_shape_and_honest_figures(denoiser: NetworkDeno
     assert r.report["residual"]["mean"] == pytest.approx(float((gap.square().sum() / m).sqrt()) / 0.05, rel=1e-4)
     assert set(r.report) == {
         "task", "operator", "method", "model", "sigma_y", "sigma_y_source", "sigma_y_estimate",
-        "nfe", "evaluations", "seed", "seconds", "residual", "psnr",
+        "nfe", "evaluations", "backward_passes", "settings", "seed", "seconds", "residual", "psnr",
     }  # fmt: skip
     assert set(r.report["residual"]) == {"linear", "mmse", "mean", "samples"}
     assert set(r.report["psnr"]) == {"input", "linear", "mmse", "mean", "samples"}

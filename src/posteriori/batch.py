@@ -22,6 +22,7 @@ from posteriori.checkpoint import bundled_models, locate, read_card, write_atomi
 from posteriori.demo import SHOWN, DemoRow, demo_sheet, run_demo
 from posteriori.denoise import NetworkDenoiser
 from posteriori.images import encode_png, find_photos, read_kernel
+from posteriori.methods import get_method
 from posteriori.problems import InputError, TaskOptions, build_problem, read_input
 from posteriori.restore import (
     Restoration,
@@ -111,7 +112,7 @@ def restore_all(
     channels = model_channels(options.model)
     low, high = read_card(options.model)["sigma_y_range"]
     _check_shared(task, options, low, high)
-    spent = 1 + options.samples * options.nfe if options.method == "eps" else 0
+    spent = get_method(options.method).evaluations(options.samples, options.nfe)
     denoiser: NetworkDenoiser | None = None
     failures = 0
     with _Screen(len(paths) * spent) as screen:
@@ -174,7 +175,9 @@ def _make(output: Path) -> None:
 
 
 def _header(task: TaskOptions, options: RestoreOptions, operator: str) -> str:
-    how = f"{options.samples} samples of {options.nfe} evaluations" if options.method == "eps" else options.method
+    how = options.method
+    if get_method(how).nfe:
+        how = ("" if how == "eps" else f"{how}, ") + f"{options.samples} samples of {options.nfe} evaluations"
     kept = (
         "the noisy measurement is kept as float measurement.npy (an 8-bit file would clip and round it)"
         if task.degrade

@@ -150,8 +150,17 @@ def restore(
         str | None, typer.Option(help="custom: module:name or file.py:name of an operator or of what makes one.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Posterior samples.")] = 4,
-    nfe: Annotated[int, typer.Option(help="Network evaluations per sample.")] = 20,
-    method: Annotated[str, typer.Option(help="eps, linear or tv.")] = "eps",
+    nfe: Annotated[
+        int | None,
+        typer.Option(help="Network evaluations per sample (default: the method's own; eps 20)", show_default=False),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="eps; to compare with: zero-shot-pivot, dps, daps, daps-calibrated, ddnm, ddrm, pigdm, mmps, mpgd, "
+            "diffpir, red-diff, palette (with a network of its own), linear, tv."
+        ),
+    ] = "eps",
     model: Model = "photo",
     seed: Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="Restore again what is finished.")] = False,
@@ -169,6 +178,7 @@ def restore(
     clip it to [0, 255] and round it.
     """
     from posteriori.batch import restore_all
+    from posteriori.methods import get_method
     from posteriori.problems import InputError, TaskOptions
     from posteriori.restore import RestoreOptions
 
@@ -181,6 +191,7 @@ def restore(
             task=task, sigma_y=_level(sigma_y), degrade=degrade, mask=mask, missing=missing, box=_box(box), scale=scale,
             sr_kernel=sr_kernel, blur_sigma=blur_sigma, kernel=kernel, boundary=boundary, operator=operator, seed=seed,
         )  # fmt: skip
+        nfe = max(get_method(method).nfe, 1) if nfe is None else nfe
         how = RestoreOptions(samples=samples, nfe=nfe, method=method, model=model, seed=seed)
     except ValueError as error:
         raise InputError(str(error)) from None

@@ -29,7 +29,7 @@ from posteriori._version import __version__
 from posteriori.checkpoint import CheckpointError, load, read_card, write_atomically
 from posteriori.denoise import ExactPosterior, NetworkDenoiser
 from posteriori.images import encode_png, to_picture
-from posteriori.methods.base import get_method
+from posteriori.methods import MethodError, get_method
 from posteriori.metrics import residual_squares
 from posteriori.operators import LinearOperator
 from posteriori.problems import InputError, RestorationProblem, TaskOptions
@@ -60,7 +60,7 @@ class RestoreOptions:
     Attributes:
         samples: posterior samples.
         nfe: network evaluations per sample.
-        method: see :data:`posteriori.methods.base.METHODS`.
+        method: see :data:`posteriori.methods.METHODS`.
         model: bundled name, folder or hub id.
         seed: of the samples.
     """
@@ -160,16 +160,21 @@ def restore(
         advance: called with the network evaluations just spent.
 
     Raises:
-        InputError: when measurement, noise and model do not fit.
+        InputError: when measurement, noise, model and method do not fit.
     """
     began = time.monotonic()
     try:
         posterior = ExactPosterior(denoiser, problem.A, problem.y, problem.sigma_model)
-        linear = get_method("linear")(posterior, 1, 1, options.seed, lambda _: None).mean
+        linear = get_method("linear")(posterior).mean
     except ValueError as error:
         grey = " (grey photos: sigma_y times sqrt(3), see the documentation)" if problem.grey else ""
         raise InputError(f"{error}{grey}") from None
-    estimate = get_method(options.method)(posterior, options.samples, options.nfe, options.seed, advance)
+    method = get_method(options.method)
+    try:
+        settings = method.settings(task.task)
+        estimate = method(posterior, options.samples, options.nfe, options.seed, advance, **settings)
+    except MethodError as error:
+        raise InputError(f"--method {error}") from None
     seconds = time.monotonic() - began
 
     def reduced(x: Tensor | None) -> Tensor | None:
@@ -201,6 +206,8 @@ def restore(
         "sigma_y_estimate": problem.estimate,
         "nfe": options.nfe,
         "evaluations": estimate.evaluations,
+        "backward_passes": estimate.backward,
+        "settings": estimate.settings,
         "seed": options.seed,
         "seconds": round(seconds, 3),
         "residual": {

@@ -30,13 +30,17 @@ from posteriori.sample import State, Transition
 from posteriori.schedule import VP, Schedule
 
 __all__ = [
-    "METHODS", "Entry", "Estimate", "Method", "Problem", "available_methods", "ddpm_grid", "draw", "get_method",
-    "needs_spectrum",
+    "METHODS", "Entry", "Estimate", "Method", "MethodError", "Problem", "available_methods", "ddpm_grid", "draw",
+    "get_method", "needs_spectrum",
 ]  # fmt: skip
 
 Advance = Callable[[int], None]
 # Samples evaluated at once: as many as fill this many pixels. Larger batches cost memory and gain nothing on a CPU.
 PIXELS_AT_ONCE = 2 * 256**2
+
+
+class MethodError(ValueError):
+    """A method that does not fit an operator, a denoiser or its own settings: what, why, and what to try."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,13 @@ class Entry:
         place: ``module:function`` within this package.
         nfe: network evaluations per sample that its paper uses; 0 without a network.
         fixed: settings that make it another method than its function alone.
+        extra: evaluations beside those of the samples, for the posterior mean.
     """
 
     place: str
     nfe: int
     fixed: dict[str, Any] = field(default_factory=dict)
+    extra: int = 0
 
     def __call__(
         self,
@@ -115,12 +121,17 @@ class Entry:
             **settings: of the method, see its docstring.
 
         Raises:
-            ValueError: when the method does not fit the operator, the denoiser or its settings.
+            MethodError: when the method does not fit the operator, the denoiser or its settings.
+            ValueError: when ``n`` or ``nfe`` is not positive.
         """
         if n < 1 or (nfe is not None and nfe < 1):
             raise ValueError(f"n and nfe must be at least 1, got n={n} and nfe={nfe}")
         given = {**self.fixed, **settings}
         return self.load()(posterior, n, self.nfe if nfe is None else nfe, seed, advance, **given)
+
+    def evaluations(self, n: int, nfe: int) -> int:
+        """Network evaluations that ``n`` samples of ``nfe`` are to cost, for a progress bar."""
+        return self.extra + n * nfe if self.nfe else 0
 
     def load(self) -> Method:
         """The function itself."""
@@ -128,17 +139,17 @@ class Entry:
         return method
 
     def settings(self, task: str) -> dict[str, Any]:
-        """What is recommended for a task (random, box, sr, gaussian, motion); empty where the defaults are."""
+        """What is recommended for a task (random or inpaint, box, sr, gaussian, motion) beside the defaults."""
         table: dict[str, dict[str, Any]] = getattr(self._module(), "SETTINGS", {})
-        return {k: v for k, v in table.get(task, {}).items() if k not in self.fixed}
+        return table.get("random" if task == "inpaint" else task, {})
 
     def _module(self) -> Any:
         return import_module(f"posteriori.methods.{self.place.partition(':')[0]}")
 
 
 METHODS: dict[str, Entry] = {
-    "eps": Entry("eps:exact_posterior_score", 20),
-    "palette": Entry("palette:palette", 20),
+    "eps": Entry("eps:exact_posterior_score", 20, extra=1),
+    "palette": Entry("palette:palette", 20, extra=1),
     "zero-shot-pivot": Entry("zero_shot_pivot:zero_shot_pivot", 20),
     "dps": Entry("dps:dps", 1000),
     "daps": Entry("daps:daps", 100),
@@ -242,11 +253,11 @@ def needs_spectrum(A: LinearOperator, method: str) -> None:
     """Refuse an operator whose singular values are not at hand.
 
     Raises:
-        ValueError: when it is known through ``A`` and ``A^T`` only: the method treats every singular value by itself,
+        MethodError: when it is known through ``A`` and ``A^T`` only: the method treats every singular value by itself,
             by a rule with jumps, which Lanczos cannot apply.
     """
     if not A.exact:
-        raise ValueError(
+        raise MethodError(
             f"{method} needs the singular values of A, which {A.describe()} does not know: "
             "use eps, pigdm, mmps or diffpir, or an operator with an exact solve"
         )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from posteriori.denoise import ExactPosterior, NetworkDenoiser
-from posteriori.methods.base import Advance, Estimate
+from posteriori.methods.base import Advance, Estimate, MethodError
 from posteriori.methods.tv import total_variation
 from posteriori.pivot import linear_estimate
 
@@ -39,10 +39,10 @@ def tv(
     """Total variation (:mod:`posteriori.methods.tv`), by default with a weight from the noise alone.
 
     Raises:
-        ValueError: when the signals are not images.
+        MethodError: when the signals are not images.
     """
     if len(posterior.shape) != 4:
-        raise ValueError(f"tv restores images (B, C, H, W), not signals of shape {posterior.shape[1:]}: try linear")
+        raise MethodError(f"tv restores images (B, C, H, W), not signals of shape {posterior.shape[1:]}: try linear")
     # without noise: the least variation that fits y
     own = (TV_PER_VARIANCE * torch.as_tensor(posterior.sigma_y, dtype=torch.float64) ** 2).clamp_min(1e-5)
     chosen = weight if weight is not None else own if own.numel() > 1 else float(own)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from posteriori.denoise import ExactPosterior
-from posteriori.methods.base import Advance, Estimate, Problem, draw
+from posteriori.methods.base import Advance, Estimate, MethodError, Problem, draw
 from posteriori.sample import Mean, Noise, State, Transition, euler
 
 SETTINGS: dict[str, dict[str, Any]] = {"box": {"rate": 5e-5}, "motion": {"rate": 5e-5}}
@@ -47,13 +47,13 @@ def daps(
         langevin_steps: per annealing step.
 
     Raises:
-        ValueError: when ``nfe`` is less than ``flow_steps``, or ``tau`` is calibrated without noise.
+        MethodError: when ``nfe`` is less than ``flow_steps``, or ``tau`` is calibrated without noise.
     """
     if nfe < flow_steps:
-        raise ValueError(f"daps spends {flow_steps} evaluations a step, got nfe={nfe}: give at least that")
+        raise MethodError(f"daps spends {flow_steps} evaluations a step, got nfe={nfe}: give at least that")
     s_y = torch.as_tensor(posterior.sigma_y)
     if tau == "calibrated" and bool((s_y <= 0).any()):
-        raise ValueError("the calibrated tau needs a positive sigma_y: give a tau, such as 0.01")
+        raise MethodError("the calibrated tau needs a positive sigma_y: give a tau, such as 0.01")
     schedule, steps = posterior.schedule, nfe // flow_steps
     top = min(HIGHEST, float(schedule.ratio(torch.tensor(schedule.t_max, dtype=torch.float64))))
     ratios = torch.cat([_levels(top, LOWEST, steps), torch.zeros(1, dtype=torch.float64)])

@@ -30,7 +30,7 @@ def ddnm(posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advanc
         eta: fresh noise.
 
     Raises:
-        ValueError: when the singular values of ``A`` are not at hand.
+        MethodError: when the singular values of ``A`` are not at hand.
     """
     needs_spectrum(posterior.A, "ddnm")
     grid = ddpm_grid(posterior.schedule, nfe)

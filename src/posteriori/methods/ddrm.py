@@ -7,9 +7,9 @@ normal noise ``z_i``, coefficient ``i`` of the next ``u'`` at noise ``q'`` is
     q' < sigma_y / s_i      D_i + sqrt(1 - eta^2) q' (y_i - D_i)/(sigma_y/s_i)        + eta q' z_i
     q' >= sigma_y / s_i     (1 - eta_b) D_i + eta_b y_i           + sqrt(q'^2 - eta_b^2 sigma_y^2/s_i^2) z_i
 
-and the start is ``y_i`` with noise up to ``q``, or noise alone where ``q < sigma_y/s_i``. All are functions of
-``A^T A``, one ``A.spectral`` each, without any matrix. An operator known through ``A`` and ``A^T`` only cannot apply
-rules with jumps: it is refused. Exact for independent coefficients without noise.
+and the start is ``y_i`` with noise up to ``q``, or noise alone where ``q < sigma_y/s_i``: functions of ``A^T A``, one
+``A.spectral`` each. An operator known through ``A`` and ``A^T`` only cannot apply rules with jumps and is refused.
+Without noise what is measured is kept; the rest has the prior's law if eta = 0 and coefficients are independent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def ddrm(
         eta, eta_b: see the module's head.
 
     Raises:
-        ValueError: when the singular values of ``A`` are not at hand.
+        MethodError: when the singular values of ``A`` are not at hand.
     """
     needs_spectrum(posterior.A, "ddrm")
 

@@ -3,15 +3,17 @@ r"""MPGD, manifold-preserving guided diffusion, without projection (He et al. 20
     D <- D - c grad_D |y - A D|,      then a step of DDIM (eta = 0.5) whose predicted noise stays that of the prior
 
 The gradient is taken at the denoiser's answer: no backward pass through the network. It is that of the **unsquared**
-norm, so a step has one length whatever the residual: ``c`` has to suit the image's size, ``A`` and the number of steps.
+norm, so a step has one length whatever the residual, ``c`` times a singular value of ``A``.
 
-Deviations: the norm is taken for every sample by itself. The paper's scales (17.5, 7.5 and 4 at 20, 50 and 100 steps)
-are for 4x downsampling of 256x256 faces; for other tasks nothing is published. ``SETTINGS`` are our own choice at 100
-steps on 128x128 photos that are in no test set (docs/methods.md).
+Deviations: the norm is taken for every sample by itself. A pixel's share of a step falls with the size of the image, so
+``c = scale sqrt(n / n_256)``, ``n_256`` the entries of the paper's 256x256 colour images: one ``scale`` for all sizes.
+The paper's scales (17.5, 7.5 and 4 at 20, 50 and 100 steps) are for 4x downsampling; for the other tasks nothing is
+published. ``SETTINGS`` at 100 steps were chosen on photos that are in no test set (docs/methods.md).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from posteriori.denoise import ExactPosterior
@@ -19,6 +21,7 @@ from posteriori.methods.base import Advance, Estimate, Problem, ddpm_grid, draw
 from posteriori.sample import Mean, Noise, State, Transition, ddim
 
 SETTINGS: dict[str, dict[str, Any]] = {}
+ENTRIES = 3 * 256**2
 
 
 def mpgd(
@@ -28,16 +31,16 @@ def mpgd(
 
     Args:
         posterior, n, nfe, seed, advance: as for every method.
-        scale: ``c``, for images in [-1, 1].
+        scale: see the module's head; for images in [-1, 1].
         eta: fresh noise of DDIM.
     """
-    transition = ddim(eta)
+    transition, c = ddim(eta), scale * (math.prod(posterior.shape[1:]) / ENTRIES) ** 0.5
 
     def method(problem: Problem) -> Transition:
         def step(state: State, q: float, mean: Mean, noise: Noise) -> State:
             d = mean(state.u, state.q)
             u = transition(state, q, lambda u, q: d, noise).u
-            return State(u - scale * problem.misfit_gradient(d), q)
+            return State(u - c * problem.misfit_gradient(d), q)
 
         return step
 

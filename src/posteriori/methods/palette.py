@@ -11,7 +11,7 @@ Deviations: the paper concatenates the degraded picture; the linear estimate is 
 from __future__ import annotations
 
 from posteriori.denoise import ExactPosterior, NetworkDenoiser
-from posteriori.methods.base import Advance, Estimate
+from posteriori.methods.base import Advance, Estimate, MethodError
 from posteriori.methods.eps import exact_posterior_score
 
 
@@ -22,11 +22,11 @@ def palette(posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Adv
         posterior, n, nfe, seed, advance, **options: as for :func:`exact_posterior_score`.
 
     Raises:
-        ValueError: when the network was trained otherwise.
+        MethodError: when the network was trained otherwise.
     """
     denoiser = posterior.denoiser
     if isinstance(denoiser, NetworkDenoiser) and denoiser.preconditioning != "palette":
-        raise ValueError(
+        raise MethodError(
             f"palette needs a network trained with preconditioning 'palette', this one has "
             f"{denoiser.preconditioning!r}: give such a model, or use eps"
         )
