@@ -30,6 +30,8 @@ _INPUT_ERRORS = (
     ("posteriori.loading", "OperatorError"),
     ("posteriori.checkpoint", "CheckpointError"),
     ("posteriori.recipe", "RecipeError"),
+    ("posteriori.backbones.pipelines", "PretrainedError"),
+    ("posteriori.convert", "ConvertError"),
 )
 # click's base class of wrong usage, wherever this version of typer keeps click
 _USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -334,3 +336,30 @@ def export(
     except ValueError as error:
         raise UsageError(str(error)) from None
     typer.echo(f"pipeline: {output}")
+
+
+@app.command()
+def convert(
+    file: Annotated[
+        Path, typer.Argument(help="Pickled checkpoint: .pt, .pth, .pkl, .ckpt or .bin.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the converted weights.", show_default=False)
+    ],
+    licence: Annotated[
+        str | None, typer.Option("--license", help="Of the weights, e.g. CC-BY-NC-SA-4.0; where the file states none.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="edm, diffusers or weights; found when left out.", show_default=False)
+    ] = None,
+    entry: Annotated[
+        str | None, typer.Option(help="The part of the file that is the network, e.g. ema; found when left out.")
+    ] = None,
+) -> None:
+    """Convert somebody's pickled weights to safetensors, without running any code of the file.
+
+    The folder can be loaded with posteriori.backbones.load_pretrained; its card keeps the licence.
+    """
+    from posteriori.convert import convert as convert_file
+
+    typer.echo(f"weights: {convert_file(file, output, licence, kind, entry)}")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from posteriori.backbones.pipelines import PretrainedError
+from posteriori.backbones.pipelines import PretrainedError, read_json, read_weights
 from posteriori.backbones.wrapped import from_denoiser, from_guided_diffusion, wrap
 from posteriori.denoise import NetworkDenoiser
 from posteriori.scaling import NoiseLabel, Scaling
 from posteriori.schedule import VE, Schedule
 
-__all__ = ["AzulaNetwork", "from_azula", "from_deepinv", "make_deepinv"]
+__all__ = ["AzulaNetwork", "from_azula", "from_deepinv", "from_edm", "make_deepinv"]
 
 #: Networks of deepinv that can be made from their name and arguments.
 DEEPINV = ("ADMUNet", "DiffUNet", "NCSNpp")
@@ -79,6 +80,54 @@ def from_deepinv(
 def _first(network: nn.Module) -> str:
     """The first entry of the encoder, named after the resolution."""
     return f"enc.{next(name for name, _ in network.get_submodule('enc').named_children())}"
+
+
+def edm_config(card: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The network of deepinv, and its arguments, for one of EDM's that ``posteriori convert`` describes.
+
+    What EDM's card leaves out has the default of EDM's own classes, which deepinv's are not.
+    """
+    about = {**card["network"].get("attributes", {}), **card["network"].get("arguments", {})}
+    song = about.get("model_type", "DhariwalUNet") == "SongUNet"
+    defaults: dict[str, Any] = {"channel_mult_emb": 4, "dropout": 0.1, "label_dropout": 0, "augment_dim": 0}
+    if song:
+        defaults |= {"model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4, "attn_resolutions": [16]}
+        plus = about.get("embedding_type", "positional") == "fourier"
+        defaults["model_type"] = "ncsn" if plus else "ddpm"
+    else:
+        defaults |= {
+            "model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3, "attn_resolutions": [32, 16, 8],
+        }  # fmt: skip
+    config = {k: about[k] if k in about and k != "model_type" else v for k, v in defaults.items()}
+    channels = about.get("img_channels", 3)
+    config |= {"img_resolution": about["img_resolution"], "in_channels": channels, "out_channels": channels}
+    config |= {"label_dim": about.get("label_dim") or 0, "pixel_std": about.get("sigma_data", 0.5)}
+    return ("NCSNpp" if song else "ADMUNet"), {**config, "_was_trained_on_minus_one_one": True}
+
+
+def from_edm(source: Any, *, schedule: Schedule | None = None, **options: Any) -> NetworkDenoiser:
+    """One of EDM's networks, converted by ``posteriori convert``, in deepinv's implementation of it.
+
+    Args:
+        source: the folder that ``convert`` wrote.
+        schedule: where it is sampled, ``VE()`` when left out, which is EDM's.
+        options: as in :func:`from_denoiser`.
+    """
+    try:
+        name, config = edm_config(read_json(Path(source) / "weights.json"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PretrainedError(
+            f"{source} has no weights.json that describes a network of EDM ({error}): give the folder that "
+            "`posteriori convert` made of its pickle"
+        ) from None
+    network = make_deepinv(name, config)
+    state = {k.removeprefix("model."): v for k, v in read_weights(Path(source)).items()}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PretrainedError(f"the weights in {source} do not fit deepinv's {name} ({reason})") from None
+    return from_deepinv(network, config=config, schedule=schedule, **options)
 
 
 class AzulaNetwork(nn.Module):

@@ -20,7 +20,7 @@ from posteriori.denoise import NetworkDenoiser
 from posteriori.scaling import NoiseLabel, Parametrization, Scaling
 from posteriori.schedule import VE, DiscreteVP, RectifiedFlow, Schedule
 
-__all__ = ["PretrainedError", "discrete_schedule", "from_diffusers", "is_diffusers_folder"]
+__all__ = ["PretrainedError", "discrete_schedule", "from_diffusers", "is_diffusers_folder", "read_json", "read_weights"]
 
 PREDICTIONS: dict[str, Parametrization] = {"epsilon": "epsilon", "sample": "x_0", "v_prediction": "v"}
 
@@ -125,10 +125,11 @@ def discrete_schedule(alphas_cumprod: tuple[float, ...]) -> DiscreteVP:
 def is_diffusers_folder(folder: Path) -> bool:
     """Whether ``save_pretrained`` of a pipeline or of a ``UNet2DModel`` wrote this folder."""
     parts = (folder / "model_index.json", folder / "config.json", folder / "unet" / "config.json")
-    return any("_class_name" in _json(part) for part in parts)
+    return any("_class_name" in read_json(part) for part in parts)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty when there is none."""
     try:
         read = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -136,12 +137,32 @@ def _json(path: Path) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
+def read_weights(place: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, or of the only one in a folder.
+
+    Raises:
+        PretrainedError: when there is none, or it cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    if len(files) != 1 or files[0].suffix != ".safetensors":
+        raise PretrainedError(
+            f"{place} is not one safetensors file: `posteriori convert` makes one of a pickled checkpoint"
+        )
+    try:
+        return load_file(files[0])
+    except (OSError, SafetensorError) as error:
+        raise PretrainedError(f"{files[0]} cannot be read ({error}): copy it again") from None
+
+
 def _read(folder: Path, need_scheduler: bool) -> tuple[nn.Module, Any]:
     """The network and the scheduler of a folder. The parts are read one by one: a pipeline's own code is not run."""
     from diffusers import UNet2DModel
 
     part = folder / "unet" if (folder / "unet").is_dir() else folder
-    kind = _json(part / "config.json").get("_class_name")
+    kind = read_json(part / "config.json").get("_class_name")
     if kind != "UNet2DModel":
         raise PretrainedError(
             f"{part} holds {kind or 'no model of diffusers'}: give a folder with a UNet2DModel's config.json, or a "
@@ -163,7 +184,7 @@ def _read_scheduler(folder: Path) -> Any:
     import diffusers
     from diffusers import SchedulerMixin
 
-    config = _json(folder / "scheduler_config.json")
+    config = read_json(folder / "scheduler_config.json")
     kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
     if isinstance(kind, type) and issubclass(kind, SchedulerMixin):
         scheduler: Any = kind
