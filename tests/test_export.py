@@ -1,8 +1,7 @@
 """Export to diffusers: every scheduler draws the exact posterior, and a folder gives back the model that went in.
 
-The prior is a Gaussian, whose denoiser and posterior are known in float64. A deterministic scheduler is then an affine
-map of its starting noise: run from 0 and from the unit vectors, it tells the mean and the covariance of its samples
-without Monte Carlo error, and what remains is its own discretisation.
+The prior is a Gaussian, whose denoiser and posterior are known in float64. How the mean and the covariance of samples
+are had without Monte Carlo error is told in :mod:`posteriori.bench.schedulers`.
 """
 
 from __future__ import annotations
@@ -21,6 +20,9 @@ import torch
 from torch import Tensor
 
 import posteriori as po
+from posteriori.backbones import load_pretrained
+from posteriori.bench import schedulers
+from posteriori.bench.schedulers import STOCHASTIC, distribution, draw, errors
 from posteriori.cli import run
 from posteriori.export import SCHEDULERS, PosteriorPipeline, export_model, make_scheduler, to_pipeline
 from posteriori.export.schedulers import scales
@@ -35,9 +37,9 @@ A = po.operators.Matrix(torch.tensor([[1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0
 Y = torch.tensor([[0.4, -0.3]], dtype=torch.float64)
 SIGMA_Y = 0.2
 PRIOR = po.priors.Gaussian(MEAN, COV)
+PROBLEM = po.ExactPosterior(PRIOR, A, Y, SIGMA_Y)
 EXACT = PRIOR.posterior(A, Y, SIGMA_Y)
 
-STOCHASTIC = ("ddpm", "euler-ancestral")
 #: Relative error of the covariance after 100 steps: measured, and a third on top. The first order has 1/steps.
 TOLERANCE = {
     "dpm++": 0.004, "unipc": 0.004, "deis": 0.004, "ddim": 0.18, "ddpm": 0.32, "euler": 0.14, "euler-ancestral": 0.32,
@@ -66,27 +68,14 @@ def swap(pipe: PosteriorPipeline, name: str, **settings: Any) -> None:
     pipe.scheduler = kind.from_config(pipe.scheduler.config, **settings)
 
 
-def errors(mean: Tensor, cov: Tensor) -> tuple[float, float]:
-    """Whitened by the exact posterior, where the mean is 0 and the covariance I, per dimension (Frobenius norm)."""
-    factor = torch.linalg.cholesky(EXACT.covariance)
-    white = torch.linalg.solve_triangular(factor, (mean - EXACT.mean).unsqueeze(1), upper=False)
-    inverse = torch.linalg.inv(factor)
-    spread = inverse @ cov @ inverse.T - torch.eye(D, dtype=torch.float64)
-    return float(white.norm()) / D**0.5, float(spread.norm()) / D**0.5
+def spread_at(pipe: PosteriorPipeline, steps: int) -> tuple[float, float]:
+    """Errors of mean and covariance of a deterministic scheduler."""
+    return errors(*distribution(pipe, PROBLEM, steps), EXACT)
 
 
-def distribution(pipe: PosteriorPipeline, steps: int) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of a deterministic scheduler's samples."""
-    start = torch.cat([torch.zeros(1, D), torch.eye(D)]).double().unsqueeze(1)
-    ends = pipe(Y, A, SIGMA_Y, steps, len(start), latents=start, output_type="pt").images.squeeze(1)
-    root = (ends[1:] - ends[0]).T
-    return ends[0], root @ root.T
-
-
-def draw(pipe: PosteriorPipeline, steps: int, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = pipe(Y, A, SIGMA_Y, steps, n, generator, output_type="pt").images.squeeze(1)
-    return x.mean(0), torch.cov(x.T)
+def drawn_at(pipe: PosteriorPipeline, steps: int) -> tuple[float, float]:
+    """The same of a thousand samples."""
+    return errors(*draw(pipe, PROBLEM, steps, 1000), EXACT)
 
 
 @pytest.mark.parametrize("name", [n for n in SCHEDULERS if n not in STOCHASTIC])
@@ -95,7 +84,7 @@ def test_scheduler_converges_to_the_exact_posterior(name: str) -> None:
     however many steps it takes. The mean keeps what a start from pure noise at finite noise leaves out (0.003)."""
     pipe = pipeline()
     swap(pipe, name)
-    coarse, fine = (errors(*distribution(pipe, steps)) for steps in (20, 100))
+    coarse, fine = (spread_at(pipe, steps) for steps in (20, 100))
     assert fine[0] < 0.004
     assert fine[1] < TOLERANCE[name]
     assert fine[1] < 0.4 * coarse[1]
@@ -107,11 +96,30 @@ def test_scheduler_draws_the_exact_posterior(name: str) -> None:
     share it. Monte Carlo error with n = 1000: 0.03 for the mean, 0.07 for the covariance (one standard deviation)."""
     pipe = pipeline()
     swap(pipe, name)
-    mean, cov = errors(*draw(pipe, 100, 1000))
+    mean, cov = drawn_at(pipe, 100)
     assert mean < 0.1
     assert cov < TOLERANCE[name] + 0.2
     if name in STOCHASTIC:
-        assert cov < 0.5 * errors(*draw(pipe, 10, 1000))[1]
+        assert cov < 0.5 * drawn_at(pipe, 10)[1]
+
+
+def test_errors_are_those_of_the_posterior() -> None:
+    """The ruler is wrong. One standard deviation off in every direction, and no spread at all, are errors of 1."""
+    off = EXACT.mean + torch.linalg.cholesky(EXACT.covariance).sum(1)
+    assert errors(off, torch.zeros(D, D, dtype=torch.float64), EXACT) == pytest.approx((1, 1))
+    assert errors(EXACT.mean, EXACT.covariance, EXACT) == pytest.approx((0, 0), abs=1e-9)
+
+
+def test_bench_prints_what_it_measured(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """The table of the documentation could not be made again, or is not that of the figures beside it."""
+    monkeypatch.setattr(schedulers, "STEPS", (10, 60))
+    assert schedulers.main(["--out", str(tmp_path / "rows.jsonl"), "--side", "2", "--samples", "400"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    table = capsys.readouterr().out.split("| --- |")[1]
+    for name, kind in SCHEDULERS.items():
+        coarse, fine = (r["covariance"] for r in rows if r["scheduler"] == name)
+        assert fine < 0.6 * coarse
+        assert f"| `{kind}` | `{name}` | {coarse:.2g} | {fine:.2g} |" in table
 
 
 PREDICTIONS = [
@@ -128,11 +136,11 @@ def test_every_prediction_type(name: str, kind: str, settings: dict[str, Any]) -
     swap(pipe, name, **settings)
     if kind == "flow_prediction":
         swap(pipe, name, prediction_type=kind)
-        assert errors(*distribution(pipe, 100))[1] < 0.03
+        assert spread_at(pipe, 100)[1] < 0.03
         return
-    noise = distribution(pipe, 20)
+    noise = distribution(pipe, PROBLEM, 20)
     swap(pipe, name, prediction_type=kind)
-    for a, b in zip(distribution(pipe, 20), noise, strict=True):
+    for a, b in zip(distribution(pipe, PROBLEM, 20), noise, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-4)
 
 
@@ -319,6 +327,35 @@ def test_folder_gives_back_the_model(tiny: Path, folder: Path, problem: tuple[An
         torch.testing.assert_close(samples, po.sample(po.ExactPosterior(denoiser, operator, y, 0.05), nfe=2))
     with pytest.raises(ValueError, match=r"trained for sigma_y in \[0.01, 0.2\]"):
         pipe(y, operator, sigma_y=0.5)
+
+
+@torch.no_grad()
+def test_pipeline_of_a_diffusers_model(tmp_path: Path) -> None:
+    """A model taken over from diffusers and given back is another model. With nothing measured it must draw the samples
+    of the pipeline it came from, from the same noise, also after a way through a folder."""
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    network = diffusers.UNet2DModel(
+        16, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, num_class_embeds=3, **blocks
+    )
+    for parameter in network.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    own = diffusers.DDIMScheduler(clip_sample=False)
+    y = torch.zeros(2, 3, 16, 16)
+    start = torch.randn(1, *y.shape, generator=torch.Generator().manual_seed(1))
+    expected = start[0]
+    own.set_timesteps(10)
+    for t in own.timesteps:
+        expected = own.step(network(expected, t, torch.tensor([1, 2])).sample, t, expected).prev_sample
+
+    pipe = pipeline(load_pretrained(diffusers.DDIMPipeline(network, own), labels=[1, 2]))
+    pipe.scheduler = own
+    pipe.save_pretrained(tmp_path)
+    loaded = PosteriorPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    for each in (pipe, loaded):
+        found = each(y, po.operators.Nothing(), 0.05, 10, latents=start, output_type="pt").images[0]
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_code_of_the_folder_runs_only_when_trusted(folder: Path, tmp_path: Path) -> None:
