@@ -20,12 +20,12 @@ from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import Advance, Estimate, Problem, ddpm_grid, draw
 from posteriori.sample import Mean, Noise, State, Transition, ddim
 
-SETTINGS: dict[str, dict[str, Any]] = {}
+SETTINGS: dict[str, dict[str, Any]] = {"sr": {"scale": 16.0}}
 ENTRIES = 3 * 256**2
 
 
 def mpgd(
-    posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance, scale: float = 4.0, eta: float = 0.5
+    posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance, scale: float = 32.0, eta: float = 0.5
 ) -> Estimate:
     """MPGD with ``nfe`` steps of one evaluation.
 
