@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from posteriori.data import Augmentation, PhotoSource
+from posteriori.denoise import Preconditioning
 from posteriori.objective import NoiseLevels, Weight
 from posteriori.tasks import TaskMixture
 
@@ -102,7 +103,7 @@ class Recipe:
     lora: int = 0
     schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "VE", "sigma_min": 0.002, "sigma_max": 80.0})
     scaling: dict[str, Any] = field(default_factory=lambda: {"kind": "edm", "data_std": 0.5})
-    preconditioning: str = "spectral"
+    preconditioning: Preconditioning = "spectral"
     tasks: TaskMixture = field(default_factory=TaskMixture)
     noise: NoiseLevels = field(default_factory=NoiseLevels)
     weight: Weight = "expected"

@@ -63,15 +63,15 @@ class Shards:
 
     def next(self, lane: int, skip: Callable[[str], None]) -> np.ndarray:
         """The next image of a lane; ``skip`` is told of each one that cannot be read."""
-        empty = 0
+        ends = 0
         while True:
             epoch, taken = self.positions.setdefault(lane, (0, 0))
             if lane not in self._running:
                 self._running[lane] = self._epoch(epoch, lane, skip, taken)
             sample = next(self._running[lane], None)
             if sample is None:  # the epoch is over
-                empty = empty + 1 if taken == 0 else 0
-                if empty == 2:
+                ends += 1
+                if ends == 2:  # with nothing in between
                     raise DataError(
                         f"lane {lane + 1} of {self.lanes} finds no image in {len(self.urls)} shards such as "
                         f"{self.urls[0]}: give shards of images, or fewer lanes"

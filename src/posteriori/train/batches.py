@@ -32,14 +32,14 @@ class Batch:
     error: str = ""
 
 
-def open_photos(recipe: Recipe) -> Photos:
-    """The sources of a recipe.
+def open_photos(recipe: Recipe, channels: int) -> Photos:
+    """The sources of a recipe, as images with so many channels.
 
     Raises:
         DataError: when one is missing, or too much of it cannot be read.
     """
     photos = Photos(
-        recipe.sources, recipe.augmentation, root=recipe.data, channels=int(recipe.network.get("image_channels", 3)),
+        recipe.sources, recipe.augmentation, root=recipe.data, channels=channels,
         seed=recipe.seed, lanes=recipe.microbatches * recipe.lanes,
     )  # fmt: skip
     photos.opened.check(recipe.corrupt, enough=1)

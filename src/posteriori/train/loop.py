@@ -24,7 +24,7 @@ from posteriori.objective import LossScale, eps_loss
 from posteriori.recipe import Recipe, RecipeError
 from posteriori.train.batches import batches, by_shape, open_photos
 from posteriori.train.monitor import Monitor, drop_lines_after
-from posteriori.train.network import build, card_of, choose_trained, merged
+from posteriori.train.network import build, card_of, channels_of, choose_trained, merged
 from posteriori.train.sheet import Sheets
 from posteriori.train.state import Average, RunState, TrainingError, cannot_write, whole
 
@@ -95,8 +95,8 @@ class _Run:
                 f"make it a multiple, for example --set microbatches={processes}"
             )
         self.parts = range(rank, recipe.microbatches, processes)
-        self.photos = open_photos(recipe)
         self._build()
+        self.photos = open_photos(recipe, self.channels)
         self.counts = copy.copy(self.photos.opened)
         self.positions: dict[str, tuple[int, int]] = {}
         self.pending: list[Tensor | float] = []  # losses since the last line of the log
@@ -117,6 +117,7 @@ class _Run:
         recipe, accelerator = self.recipe, self.accelerator
         set_seed(recipe.seed)
         self.denoiser = build(recipe)
+        self.channels = channels_of(recipe, self.denoiser)
         self.plain = copy.deepcopy(self.denoiser)  # what is written: without adapters, compilation or shards
         self.denoiser.to(accelerator.device)
         network = self.denoiser.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -144,7 +145,7 @@ class _Run:
         recipe = self.recipe
         if recipe.validation or self.photos.streams:  # reading on would move the lanes of training
             sources = recipe.validation or recipe.sources
-            photos = open_photos(replace(recipe, sources=sources, microbatches=1, lanes=1, workers=0))
+            photos = open_photos(replace(recipe, sources=sources, microbatches=1, lanes=1, workers=0), self.channels)
         else:
             photos = self.photos
         return Sheets(recipe, photos, bool(recipe.validation))

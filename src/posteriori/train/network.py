@@ -12,7 +12,7 @@ from posteriori.checkpoint import CheckpointError, build_denoiser, load
 from posteriori.denoise import NetworkDenoiser
 from posteriori.recipe import Recipe, RecipeError
 
-__all__ = ["build", "card_of", "choose_trained", "merged"]
+__all__ = ["build", "card_of", "channels_of", "choose_trained", "merged"]
 
 
 def card_of(recipe: Recipe, step: int, denoiser: NetworkDenoiser | None = None) -> dict[str, Any]:
@@ -74,14 +74,17 @@ def _from_base(recipe: Recipe) -> NetworkDenoiser:
 
     try:
         denoiser = load_pretrained(recipe.base["source"], **{k: v for k, v in recipe.base.items() if k != "source"})
-        found = NetworkDenoiser(
-            denoiser.backbone, denoiser.schedule, denoiser.scaling, recipe.preconditioning,  # type: ignore[arg-type]
-            denoiser.c_noise, recipe.tasks.sigma_y,
-        )  # fmt: skip
     except (TypeError, ValueError) as error:
         raise RecipeError(f"base: {error}") from None
-    found.card = getattr(denoiser, "card", {})  # type: ignore[assignment]
-    return found.train()
+    denoiser.preconditioning = recipe.preconditioning
+    denoiser.sigma_y_range = recipe.tasks.sigma_y
+    return denoiser.train()
+
+
+def channels_of(recipe: Recipe, denoiser: NetworkDenoiser) -> int:
+    """Channels of the images the network takes."""
+    network = recipe.network or (getattr(denoiser, "card", None) or {}).get("network", {})
+    return int(network.get("image_channels", 3))
 
 
 def choose_trained(network: nn.Module, recipe: Recipe) -> dict[str, nn.Parameter]:
