@@ -317,6 +317,31 @@ def train(
 
 
 @app.command()
+def benchmark(
+    recipe: Annotated[Path, typer.Argument(help="YAML file; its key kind says what is measured.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run (default runs/NAME)")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, dotted keys; repeatable.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Measure at most so many rows now.", show_default=False)] = None,
+    document: Annotated[
+        Path | None, typer.Option(help="Markdown file of the report (default OUT/report.md)", show_default=False)
+    ] = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Measure what a recipe lists, and write tables and figures. A run that was stopped continues where it was."""
+    device = set_up(device, threads)
+    try:
+        import matplotlib  # noqa: F401
+        import scipy  # noqa: F401
+        import yaml  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(f"benchmarks need {error.name}: pip install 'posteriori[benchmark]'") from None
+    from posteriori.bench.runner import benchmark as run_benchmark
+
+    typer.echo(f"report: {run_benchmark(recipe, out, overrides, limit=limit, document=document, device=device)}")
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Bundled name, folder or hub id.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="New or empty folder.", show_default=False)],

@@ -6,8 +6,9 @@ The truth is a dense eigendecomposition ``A^T A = V diag(lam) V^T`` in float64, 
 
     |e|^2 whitened = sum_i (a + b lam_i) (V^T e)_i^2 / (unit n),      a = sigma_y^2,  b = sigma_t^2,  unit = a b
 
-For every pair of noise levels: the error of the pivot and its bound, the iterations with and without the operator's
-preconditioner, and those from the linear estimate as a guess, as the denoiser does it. Then, at sigma_y = 0.05, one
+For every pair of noise levels: the error of the pivot and its bound. Then what iterations alone need, ``A`` not being
+taken apart: without a preconditioner, with the operator's surrogate, and with the linear estimate as a guess, as the
+denoiser does it. Then, at sigma_y = 0.05, one
 evaluation of a denoiser (without its network) with ``spectral`` and with ``scalar`` preconditioning: seconds, and the
 dimension, the estimated and the true error of the Lanczos processes. Add an operator to :func:`operators`.
 """
@@ -49,6 +50,9 @@ __all__ = ["SIGMA_T", "SIGMA_Y", "errors", "evaluations", "main", "operators"]
 SIGMA_Y = (1e-3, 1e-2, 0.05, 0.5)
 SIGMA_T = (0.002, 0.1, 1.0, 10.0, 80.0)
 F64 = torch.float64
+
+#: Whitened error of the truth itself at the hardest levels: eps |A^T A| |x_t| sigma_t / sigma_y^2.
+ROUNDING = 1e-5
 
 
 def operators(size: int) -> dict[str, tuple[Callable[[], KrylovOperator], tuple[int, ...]]]:
@@ -97,8 +101,9 @@ def errors(
     make: Callable[[], KrylovOperator], shape: tuple[int, ...], truth: Truth, seed: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Error, bound and iterations of the pivot in float64, for every pair of noise levels."""
-    A, plain = make(), make()
+    A, plain, iterative = make(), make(), make()
     plain.surrogate = lambda like: None  # type: ignore[method-assign]
+    plain.dense_entries = iterative.dense_entries = 0
     generator = torch.Generator().manual_seed(seed)
     x_0 = signal(shape, seed)
     for sigma_y in SIGMA_Y:
@@ -119,7 +124,8 @@ def errors(
                 "error": truth.whitened(found.x.flatten() - exact, a, b), "bound": float(found.bound),
                 "iterations": found.iterations, "seconds": seconds,
                 "plain": plain.solve(*system, unit=a * b).iterations,
-                "guess": A.solve(*system, unit=a * b, guess=guess).iterations,
+                "surrogate": iterative.solve(*system, unit=a * b).iterations,
+                "guess": iterative.solve(*system, unit=a * b, guess=guess).iterations,
             }  # fmt: skip
 
 
@@ -189,7 +195,8 @@ def cost_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 1 when an error exceeds its bound by more than one per cent."""
+    """Command line; returns 1 when an error exceeds its bound by more than one per cent and what rounding leaves of the
+    truth."""
     parser = argparse.ArgumentParser("python -m posteriori.bench.cg_error", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", type=int, default=64, help="side of the blurred images; the others are half as large")
     parser.add_argument("--operators", default="", help="only those whose name contains this")
@@ -206,16 +213,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         costs += [{"operator": name, **row} for row in evaluations(make(), shape, truth)]
         mine = [r for r in rows if r["operator"] == name]
         done = [r for r in mine if r["plain"] < KrylovOperator.max_iterations]
-        total = {k: sum(r[k] for r in done) for k in ("plain", "iterations", "guess")}
+        total = {k: sum(r[k] for r in done) for k in ("plain", "surrogate", "guess")}
+        worst = max((r["error"] - ROUNDING) / r["bound"] for r in mine)
         say(
-            f"{name}: at most {max(r['error'] / r['bound'] for r in mine):.2f} of the bound; the preconditioner saves "
-            f"a factor of {total['plain'] / total['iterations']:.2f}, a guess another "
-            f"{total['iterations'] / total['guess']:.2f} ({time.perf_counter() - began:.0f} s)"
+            f"{name}: at most {worst:.2f} of the bound; a surrogate saves a factor of "
+            f"{total['plain'] / total['surrogate']:.2f}, a guess another "
+            f"{total['surrogate'] / total['guess']:.2f} ({time.perf_counter() - began:.0f} s)"
         )
         if args.out:
             write_atomically(args.out, "".join(json.dumps(r) + "\n" for r in rows + costs).encode())
     say("\n" + table(rows) + "\n\n" + cost_table(costs))
-    missed = [r for r in rows if not r["error"] <= 1.01 * r["bound"]]
+    missed = [r for r in rows if not r["error"] <= 1.01 * r["bound"] + ROUNDING]
     for r in missed:
         say(f"missed: {r}")
     return 1 if missed else 0

@@ -76,6 +76,9 @@ class BoundaryConvolution(KrylovOperator):
         self._transfers: dict[tuple[object, ...], Tensor] = {}
         self._surrogates: dict[tuple[int, ...], CircularConvolution] = {}
 
+    def core(self, ndim: int) -> int:
+        return len(self.taps)
+
     def samples(self, ndim: int) -> int | None:
         return self.kernel.shape[0] if self.kernel.shape[0] > 1 else None
 

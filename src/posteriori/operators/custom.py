@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from posteriori.operators.base import full_precision, transpose
+from posteriori.operators.base import LinearOperator, SpectralOperator, full_precision, transpose
 from posteriori.operators.krylov import KrylovOperator
 
 __all__ = ["Callable"]
@@ -27,9 +27,13 @@ class Callable(KrylovOperator):
         tolerance: whitened error at which solves stop.
         max_iterations: iterations after which a solve gives up with a warning.
         dtype: precision of solves; give ``torch.float32`` when ``forward`` cannot take float64.
+        surrogate: an operator much like this one with an exact solve, on the same signals: saves iterations.
+        dense_entries: signals and measurements up to this size are solved by dense linear algebra where iterations
+            would be many; it takes as many calls of ``forward``. 0 for never.
 
     Raises:
-        ValueError: when ``shape`` is not positive, and on the first use of an ``adjoint`` that is not the transpose.
+        ValueError: when ``shape`` is not positive, ``surrogate`` has no exact solve, and on the first use of an
+            ``adjoint`` that is not the transpose.
     """
 
     def __init__(
@@ -41,15 +45,21 @@ class Callable(KrylovOperator):
         tolerance: float = 1e-3,
         max_iterations: int = 2000,
         dtype: torch.dtype = torch.float64,
+        surrogate: LinearOperator | None = None,
+        dense_entries: int = KrylovOperator.dense_entries,
     ) -> None:
         if not shape or math.prod(shape) < 1:
             raise ValueError(f"a signal needs a shape of positive sizes, got {tuple(shape)}")
+        if surrogate is not None and not isinstance(surrogate, SpectralOperator):
+            raise ValueError(f"a surrogate has an exact solve, {surrogate.describe()} has none: leave it out")
         self._forward = forward
         self._adjoint = adjoint
         self.shape = tuple(shape)
         self.tolerance = tolerance
         self.max_iterations = max_iterations
         self._dtype = dtype
+        self._surrogate = surrogate
+        self.dense_entries = dense_entries
         self._tested = adjoint is None
 
     @property
@@ -70,6 +80,9 @@ class Callable(KrylovOperator):
 
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return self.shape
+
+    def surrogate(self, like: Tensor) -> SpectralOperator | None:
+        return self._surrogate
 
     @torch.no_grad()
     def _dot_test(self, y: Tensor) -> None:

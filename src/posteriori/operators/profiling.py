@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from posteriori.operators.base import LinearOperator, SpectralOperator
-from posteriori.operators.krylov import KrylovOperator, Lanczos
+from posteriori.operators.krylov import KrylovOperator
+from posteriori.operators.lanczos import Lanczos
 
 __all__ = ["SIGMA_T", "SIGMA_Y", "PivotError", "Profile", "Spectrum", "peak_memory", "profile"]
 

@@ -130,6 +130,9 @@ class Radon(KrylovOperator):
         size = self.image_size(y.shape[-1])
         return self._weights(size).product(y.flatten(-2), transposed=True).unflatten(-1, size)
 
+    def core(self, ndim: int) -> int:
+        return 2
+
     def surrogate(self, like: Tensor) -> CircularConvolution:
         """The convolution that answers a point in the middle as ``A^T A`` does; it answers all points much alike."""
         h, w = size = (like.shape[-2], like.shape[-1])

@@ -144,6 +144,9 @@ class SparseMatrix(KrylovOperator):
             )
         return self._matrix.product(v.flatten(lead), transposed).reshape(*v.shape[:lead], *output)
 
+    def core(self, ndim: int) -> int:
+        return len(self.shape)
+
     def forward(self, x: Tensor) -> Tensor:
         return self._apply(x, self.shape, self.output, transposed=False)
 
