@@ -62,6 +62,9 @@ def error_of(denoiser: po.NetworkDenoiser, x_t: Tensor, t: Tensor, expected: Ten
         denoiser.preconditioning = form  # type: ignore[assignment]
         mean = denoiser(x_t, t, Nothing(), torch.zeros_like(x_t), 0.05).mean
         errors.append(float(((mean - expected) / scale).abs().max()))
+    figures = ", ".join(f"{form} {error:.1e}" for form, error in zip(FORMS, errors, strict=True))
+    network = getattr(denoiser.backbone, "network", denoiser.backbone)
+    print(f"A = 0: {type(network).__name__}, {denoiser.scaling.kind}: {figures}")  # noqa: T201
     return max(errors)
 
 

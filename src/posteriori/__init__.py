@@ -20,20 +20,21 @@ from typing import TYPE_CHECKING, Any
 from posteriori._version import __version__
 
 if TYPE_CHECKING:
-    from posteriori import adapters, noise, operators, priors
+    from posteriori import adapters, backbones, noise, operators, priors
     from posteriori.checkpoint import load, save
     from posteriori.denoise import Denoiser, ExactPosterior, NetworkDenoiser, Posterior
     from posteriori.images import read_image, write_image
     from posteriori.noise_level import estimate_sigma_y
     from posteriori.pivot import linear_estimate, measure, pivot, sample_pivot
     from posteriori.sample import sample
-    from posteriori.schedule import VE, VP, CosineVP, RectifiedFlow, Schedule
+    from posteriori.schedule import VE, VP, CosineVP, DiscreteVP, RectifiedFlow, Schedule
 
 __all__ = [
     "VE",
     "VP",
     "CosineVP",
     "Denoiser",
+    "DiscreteVP",
     "ExactPosterior",
     "NetworkDenoiser",
     "Posterior",
@@ -41,6 +42,7 @@ __all__ = [
     "Schedule",
     "__version__",
     "adapters",
+    "backbones",
     "estimate_sigma_y",
     "linear_estimate",
     "load",
@@ -56,11 +58,12 @@ __all__ = [
     "write_image",
 ]
 
-_SUBMODULES = frozenset({"adapters", "noise", "operators", "priors"})
+_SUBMODULES = frozenset({"adapters", "backbones", "noise", "operators", "priors"})
 _HOME = {
     "VE": "schedule",
     "VP": "schedule",
     "CosineVP": "schedule",
+    "DiscreteVP": "schedule",
     "RectifiedFlow": "schedule",
     "Schedule": "schedule",
     "estimate_sigma_y": "noise_level",
