@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from posteriori.bench.common import markdown_table, say
+from posteriori.bench.distances import moment_errors
 from posteriori.checkpoint import write_atomically
 from posteriori.denoise import ExactPosterior
 from posteriori.metrics import sliced_wasserstein
@@ -30,7 +31,7 @@ from posteriori.pivot import measure
 from posteriori.priors import GaussianMixture
 from posteriori.sample import Solver, sample
 
-__all__ = ["Floor", "main", "moment_errors", "problem"]
+__all__ = ["Floor", "main", "problem"]
 
 SOLVERS: tuple[Solver, ...] = ("dpmpp", "heun", "euler")
 MEASURES = ("sw2", "mean", "covariance", "weights")
@@ -55,17 +56,6 @@ def problem(d: int, seed: int = 0, components: int = 5) -> tuple[GaussianMixture
     A = Matrix(random(m, d) * (4 / (m * d)) ** 0.5)
     sigma_y = 0.3
     return prior, A, measure(A, prior.sample(1, generator), sigma_y, seed=seed), sigma_y
-
-
-def moment_errors(points: Tensor, exact: GaussianMixture) -> dict[str, float]:
-    """Errors of mean, covariance and component weights of a set of points ``(N, d)``."""
-    covariance = torch.cov(points.T)
-    trace = float(exact.covariance.trace())
-    return {
-        "mean": float((points.mean(0) - exact.mean).norm()) / trace**0.5,
-        "covariance": float((covariance - exact.covariance).norm() / exact.covariance.norm()),
-        "weights": 0.5 * float((exact.responsibilities(points).mean(0) - exact.weights).abs().sum()),
-    }
 
 
 class Floor:

@@ -1,0 +1,76 @@
+"""Tables and pictures for reports: one table in Markdown, LaTeX and CSV; figures as small PNG files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posteriori.bench.common import markdown_table
+from posteriori.checkpoint import write_atomically
+
+__all__ = ["Table", "save_figure"]
+
+_SPECIAL = {c: "\\" + c for c in "&%$#_{}"} | {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that prints itself.
+
+    Attributes:
+        title: what it shows, one sentence without markup.
+        header: of the columns.
+        rows: cells, text or numbers; numbers are shown with two decimals, missing ones are "".
+        names: how many columns, from the left, are names and not numbers.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    names: int = 1
+
+    def markdown(self) -> str:
+        return markdown_table(self.header, self.rows, self.names)
+
+    def latex(self) -> str:
+        """A ``table`` for the package booktabs."""
+        columns = "l" * self.names + "r" * (len(self.header) - self.names)
+        lines = [" & ".join(map(_latex, row)) + r" \\" for row in [self.header, *self.rows]]
+        body = [lines[0], r"\midrule", *lines[1:]]
+        return "\n".join(
+            [r"\begin{table}", r"\centering", rf"\caption{{{_latex(self.title)}}}", rf"\begin{{tabular}}{{{columns}}}",
+             r"\toprule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+        )  # fmt: skip
+
+    def csv(self) -> str:
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator="\n").writerows([self.header, *self.rows])
+        return stream.getvalue()
+
+
+def _latex(cell: object) -> str:
+    text = f"{cell:.2f}" if isinstance(cell, float) else str(cell)
+    return "".join(_SPECIAL.get(c, c) for c in text)
+
+
+def save_figure(figure: Any, path: Path, dpi: int = 100, colours: int = 128) -> None:
+    """Write a matplotlib figure as a PNG with a palette, a quarter of the size of one without; closes it."""
+    from matplotlib import pyplot as plt
+    from PIL import Image
+
+    raw, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(raw, dpi=dpi, format="png")
+    plt.close(figure)
+    with Image.open(raw) as opened:
+        flat = opened.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+    flat.save(small, "PNG", optimize=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, small.getvalue())
