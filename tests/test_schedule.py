@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 
-from posteriori.schedule import VE, VP, CosineVP, RectifiedFlow, Schedule, schedule_from_config
+from posteriori.schedule import VE, VP, CosineVP, DiscreteVP, RectifiedFlow, Schedule, schedule_from_config
 
 F64 = torch.float64
+TABLE = tuple(torch.linspace(1e-4, 0.02, 1000, dtype=F64).neg().add(1).cumprod(0).tolist())
 SCHEDULES = [
     VE(),
     VE(0.01, 10.0),
@@ -21,10 +22,12 @@ SCHEDULES = [
     VP(0.0, 5.0, 1e-3),
     CosineVP(),
     CosineVP(0.0, 1e-3, 0.9),
+    DiscreteVP(TABLE),
+    DiscreteVP((0.99, 0.5, 0.3, 0.01), 0.9),
     RectifiedFlow(),
     RectifiedFlow(0.02, 0.9),
 ]
-each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: str(s)[:40])
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -195,3 +198,30 @@ def test_errors() -> None:
     ):
         with pytest.raises(ValueError, match="need 0 <"):
             make()
+
+
+def test_a_table_of_steps() -> None:
+    """A model would be asked at another noise than its step has; the table, and diffusers between steps, know."""
+    from diffusers import EulerDiscreteScheduler
+
+    schedule = DiscreteVP(TABLE)
+    steps = torch.tensor([0, 1, 500, 998, 999])
+    a = torch.tensor(TABLE, dtype=F64)[steps]
+    t = (steps.double() + 1) / 1000
+    torch.testing.assert_close(schedule.alpha(t), a.sqrt(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(schedule.sigma(t), (1 - a).sqrt(), rtol=1e-9, atol=0)
+    assert (schedule.t_min, schedule.t_max) == (1e-3, 1.0)
+    table = torch.tensor(TABLE, dtype=F64)
+    logs = ((1 - table) / table).sqrt().log().numpy()
+    for q in (0.0123, 0.7, 31.4):
+        expected = EulerDiscreteScheduler()._sigma_to_t(np.array([q]), logs)
+        np.testing.assert_allclose(1000 * float(schedule.time(tensor(q))[0]) - 1, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("table", [(), (0.5,), (0.5, 0.5), (0.5, 0.6), (1.0, 0.5), (0.5, 0.0), (0.5, math.nan)])
+def test_tables_that_are_none(table: tuple[float, ...]) -> None:
+    """Noise that falls or is infinite would be divided by."""
+    with pytest.raises(ValueError, match="alphas_cumprod"):
+        DiscreteVP(table)
+    with pytest.raises(ValueError, match="stop"):
+        DiscreteVP(TABLE, 1.5)
