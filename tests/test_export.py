@@ -428,9 +428,12 @@ def test_bad_calls_say_what_to_do(tiny: Path, problem: tuple[Any, Tensor], tmp_p
 def test_command_writes_a_whole_folder_or_nothing(tiny: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     """A failed export leaves half a model, replaces something of the user's, or ends in a traceback."""
     out = tmp_path / "deep" / "out"
+    (tiny / "ATTRIBUTION.csv").write_text("photo,author")
     assert run(["export", str(tiny), "-o", str(out), "--scheduler", "flow-euler"]) == 0
     assert json.loads((out / "model_index.json").read_text())["scheduler"][1] == "FlowMatchEulerDiscreteScheduler"
     assert (out / "denoiser" / "diffusion_pytorch_model.safetensors").stat().st_mode & 0o044
+    assert (out / "ATTRIBUTION.csv").read_text() == "photo,author"
+    assert "sigma_y from 0.01 to 0.2" in (out / "README.md").read_text()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     for words, expected in (

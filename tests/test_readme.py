@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tiny_model import save_tiny_pipeline
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 
@@ -88,6 +90,8 @@ def place_files(words: str, folder: Path) -> None:
         if not Path(name).is_absolute() and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(photo(), target)
+    if '"my-ddpm"' in words:
+        save_tiny_pipeline(folder / "my-ddpm")
     for name in re.findall(r"[\w./-]+\.yaml\b", words):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

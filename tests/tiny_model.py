@@ -1,4 +1,4 @@
-"""A network small enough for tests, saved as a model that the commands can load."""
+"""Networks small enough for tests, saved as a model that the commands can load and as a pipeline of diffusers."""
 
 from __future__ import annotations
 
@@ -37,4 +37,15 @@ def save_tiny_model(folder: Path) -> Path:
         "training_data": {"description": "none"},
     }
     checkpoint.save(denoiser, folder, card)
+    return folder
+
+
+def save_tiny_pipeline(folder: Path, size: int = 32) -> Path:
+    """An unconditional diffusers pipeline, random weights."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    network = UNet2DModel(size, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, **blocks)
+    DDPMPipeline(network, DDPMScheduler()).save_pretrained(folder)
     return folder

@@ -5,7 +5,8 @@ pipe = diffusers.DiffusionPipeline.from_pretrained("folder", trust_remote_code=T
 samples = pipe(y, A, sigma_y=0.05, num_samples=4, output_type="pt").images
 """
 
-from posteriori.export.pipeline import DenoiserModel, PosteriorOutput, PosteriorPipeline, export_model, to_pipeline
+from posteriori.export.folder import export_model, to_pipeline
+from posteriori.export.pipeline import DenoiserModel, PosteriorOutput, PosteriorPipeline
 from posteriori.export.schedulers import SCHEDULERS, make_scheduler
 
 __all__ = [

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +17,14 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from posteriori.checkpoint import CheckpointError, build_denoiser, describe, load
+from posteriori.checkpoint import build_denoiser, describe
 from posteriori.denoise import Denoiser, ExactPosterior, NetworkDenoiser, Posterior
-from posteriori.export.schedulers import check_scheduler, make_scheduler, prediction, scales
+from posteriori.export.schedulers import check_scheduler, prediction, scales
 from posteriori.images import to_picture
 from posteriori.operators.base import LinearOperator, Scalar
 from posteriori.pivot import sample_generator
 
-__all__ = ["DenoiserModel", "PosteriorOutput", "PosteriorPipeline", "export_model", "to_pipeline"]
+__all__ = ["DenoiserModel", "PosteriorOutput", "PosteriorPipeline"]
 
 # diffusers looks for the class of a pipeline that is not its own in a file of the folder.
 CODE_FILE = "pipeline"
@@ -254,41 +252,3 @@ def _generators(generator: Generators, num_samples: int, batch: int) -> list[tor
     device = "cpu" if generator is None else generator.device
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
     return [sample_generator(seed, b, k) for k in range(num_samples) for b in range(batch)]
-
-
-def to_pipeline(denoiser: Denoiser, scheduler: str = "dpm++") -> PosteriorPipeline:
-    """A pipeline of a denoiser and a scheduler by its short name, one of :data:`posteriori.export.SCHEDULERS`."""
-    return PosteriorPipeline(denoiser, make_scheduler(scheduler))
-
-
-def export_model(model: str | Path, folder: str | Path, scheduler: str = "dpm++") -> Path:
-    """Write a trained model as a folder that ``DiffusionPipeline.from_pretrained`` reads.
-
-    Args:
-        model: bundled name, folder or hub id.
-        folder: where to; it must be new or empty, and appears only when it is complete.
-        scheduler: short name, one of :data:`posteriori.export.SCHEDULERS`.
-
-    Raises:
-        CheckpointError: when there is no such model, or the folder is in use or cannot be written.
-        ValueError: on an unknown scheduler.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not an empty folder: choose another, or remove it")
-    pipeline = to_pipeline(load(model), scheduler)
-    temporary: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        pipeline.save_pretrained(temporary)
-        for path in temporary.rglob("*"):  # safetensors writes files that only their owner can read
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {folder} ({error.strerror}): choose another place") from None
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary)
-    return folder
