@@ -6,7 +6,8 @@ r"""DAPS, decoupled annealing posterior sampling (Zhang et al. 2025, arXiv 2407.
 
 Langevin samples ``exp(-|y - A x|^2/tau^2) N(x; x_hat, q^2 I)``. ``tau = 0.01``, the authors' value whatever the noise,
 trusts a measurement with ``sigma_y = 0.05`` fifty times too much; with ``tau = sqrt(2) sigma_y`` ("calibrated") the
-likelihood is that of the measurement. ``h`` falls linearly to a hundredth over the annealing.
+likelihood is that of the measurement, and ``h`` grows with ``tau^2``: with the authors' the chain would hardly move. It
+falls linearly to a hundredth over the annealing.
 
 Deviations: noise levels end at the schedule's largest one where that is below the paper's 100.
 """
@@ -22,7 +23,7 @@ from posteriori.methods.base import Advance, Estimate, MethodError, Problem, dra
 from posteriori.sample import Mean, Noise, State, Transition, euler
 
 SETTINGS: dict[str, dict[str, Any]] = {"box": {"rate": 5e-5}, "motion": {"rate": 5e-5}}
-HIGHEST, LOWEST, FLOW_END, RHO = 100.0, 0.1, 0.01, 7.0
+HIGHEST, LOWEST, FLOW_END, RHO, TAU = 100.0, 0.1, 0.01, 7.0, 0.01
 AT_ONCE = 20  # noises drawn in one call
 
 
@@ -32,7 +33,7 @@ def daps(
     nfe: int,
     seed: int,
     advance: Advance,
-    tau: float | Literal["calibrated"] = 0.01,
+    tau: float | Literal["calibrated"] = TAU,
     rate: float = 1e-4,
     flow_steps: int = 2,
     langevin_steps: int = 100,
@@ -42,7 +43,7 @@ def daps(
     Args:
         posterior, n, nfe, seed, advance: as for every method. The paper takes 50 x 2, 100 x 10 or 200 x 5 evaluations.
         tau: see the module's head.
-        rate: first step ``h`` of Langevin: 1e-4, or 5e-5 for a missing box and motion blur.
+        rate: first step ``h`` of Langevin at ``tau = 0.01``: 1e-4, or 5e-5 for a missing box and motion blur.
         flow_steps: evaluations per annealing step.
         langevin_steps: per annealing step.
 
@@ -60,6 +61,7 @@ def daps(
 
     def method(problem: Problem) -> Transition:
         temperature = problem.scalar(2**0.5 * s_y if tau == "calibrated" else tau)
+        first_step = rate * (temperature / TAU) ** 2 if tau == "calibrated" else torch.full_like(temperature, rate)
         done = 0
 
         def step(state: State, q: float, mean: Mean, noise: Noise) -> State:
@@ -68,7 +70,7 @@ def daps(
             for level in [*_levels(state.q, FLOW_END, flow_steps).tolist()[1:], 0.0]:
                 flow = euler(flow, level, mean, noise)
             x = flow.u
-            h = rate * (1 - 0.99 * done / steps)
+            h = first_step * (1 - 0.99 * done / steps)
             for first in range(0, langevin_steps, AT_ONCE):
                 for z in problem.noises(min(AT_ONCE, langevin_steps - first)):
                     pull = 2 * problem.A.adjoint(problem.residual(x)) / temperature**2 - (x - flow.u) / state.q**2
