@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from scipy import integrate
@@ -28,7 +29,7 @@ from posteriori.operators.base import Scalar
 from posteriori.pivot import linear_estimate
 from posteriori.priors import GaussianMixture
 from posteriori.schedule import VE, VP, CosineVP, RectifiedFlow, Schedule
-from posteriori.solvers import State, euler
+from posteriori.solvers import State, Transition, euler
 
 F64 = torch.float64
 
@@ -70,10 +71,21 @@ class Iterative(KrylovOperator):
         return (self.matrix.shape[1],)
 
 
+def carry(posterior: ExactPosterior, step: Transition, u: Tensor, levels: list[float], start: float) -> Tensor:
+    """``u`` at noise ``start`` brought to the last of ``levels``, ``alpha_t = 1``."""
+
+    def mean(u: Tensor, q: float) -> Tensor:
+        return posterior.denoise(u, q).mean
+
+    state = State(u, start)
+    for q in levels:
+        state = step(state, q, mean, lambda: u)
+    return state.u
+
+
 OPERATORS: dict[str, tuple[Callable[[], LinearOperator], tuple[int, ...]]] = {
     "nothing": (Nothing, (6,)),
     "matrix": (lambda: Matrix(randn(3, 6, seed=1)), (6,)),
-    "iterative": (lambda: Iterative(randn(3, 6, seed=1)), (6,)),
     "mask": (lambda: Inpainting((randn(6, 6, seed=2) > 0).double()), (1, 6, 6)),
     "mask per sample": (lambda: Inpainting((randn(2, 1, 6, 6, seed=2) > 0).double()), (1, 6, 6)),
     "wrapped blur": (lambda: CircularConvolution(randn(3, 3, seed=3).abs()), (1, 6, 6)),
@@ -127,23 +139,20 @@ def test_white_gaussian_in_one_step(name: str, schedule: Schedule) -> None:
 
 @pytest.mark.parametrize("v", [1e-6, 1e-3, 0.3, 20.0])
 @pytest.mark.parametrize("levels", [[2.0], [0.5, 1.5], [0.02, 0.06, 0.2]])
-def test_weights_are_the_integrals(levels: list[float], v: float) -> None:
-    """A slip in the quadrature or in Lagrange's polynomials costs the order, or more: SciPy's adaptive quadrature,
-    steps of factors 2 to 4 (relative error 1e-5 of the largest weight)."""
-    for ratio in (2.0, 4.0):
-        q = levels[0] / ratio
-        found = [float(w(torch.tensor(v, dtype=F64))) for w in _weights(levels, q)]
+@pytest.mark.parametrize("ratio", [2.0, 4.0])
+def test_weights_are_the_integrals(levels: list[float], v: float, ratio: float) -> None:
+    """A slip in the quadrature or in Lagrange's polynomials costs the order, or more: SciPy's adaptive quadrature
+    (relative error 1e-5 of the largest weight)."""
+    q = levels[0] / ratio
+    found = [float(w) for w in _weights(torch.tensor(v, dtype=F64), levels, q)]
 
-        def integrand(x: float, j: int, q: float = q) -> float:
-            others = [p for k, p in enumerate(levels) if k != j]
-            polynomial = math.prod((math.log(x / p)) / math.log(levels[j] / p) for p in others)
-            return polynomial / (v + x**2)
+    def integrand(x: float, j: int) -> float:
+        others = [p for k, p in enumerate(levels) if k != j]
+        return math.prod(math.log(x / p) / math.log(levels[j] / p) for p in others) / (v + x**2)
 
-        scale = [((v + q**2) * (v + level**2)) ** 0.5 / level for level in levels]
-        expected = [
-            c * integrate.quad(integrand, q, levels[0], args=(j,), epsrel=1e-11)[0] for j, c in enumerate(scale)
-        ]
-        assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-5 * max(map(abs, expected))
+    scales = [((v + q**2) * (v + level**2)) ** 0.5 / level for level in levels]
+    expected = [c * integrate.quad(integrand, q, levels[0], args=(j,), epsrel=1e-11)[0] for j, c in enumerate(scales)]
+    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-5 * max(map(abs, expected))
 
 
 def test_without_a_prior_variance_it_is_ddim() -> None:
@@ -151,23 +160,39 @@ def test_without_a_prior_variance_it_is_ddim() -> None:
     prior = GaussianMixture(torch.ones(2, dtype=F64), randn(2, 3), torch.tensor([0.1, 0.2], dtype=F64))
     prior.data_std = 1e-9
     posterior = ExactPosterior(prior, Matrix(randn(1, 3, seed=1)), torch.ones(1, 1, dtype=F64), 0.3)
-    step = exponential(posterior, order=1)
-    state = State(randn(1, 3, seed=2), 1.5)
-
-    def mean(u: Tensor, q: float) -> Tensor:
-        return posterior.denoise(u, q).mean
-
-    expected = euler(state, 0.6, mean, torch.empty)
-    torch.testing.assert_close(step(state, 0.6, mean, torch.empty).u, expected.u, rtol=0, atol=1e-7)
+    u = randn(1, 3, seed=2)
+    one, other = (carry(posterior, step, u, [0.6], 1.5) for step in (euler, exponential(posterior, order=1)))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
 
 
-def test_iterative_operators_agree_with_exact_ones() -> None:
-    """Conjugate gradients and Lanczos in place of an SVD must not change a sample (1e-5)."""
+def test_iterative_operators_follow_the_same_flow() -> None:
+    """Without a spectral basis the prior alone is integrated exactly; the samples must still be those of the flow:
+    conjugate gradients beside an SVD, root mean square over the posterior's deviation (2 % at 12 evaluations)."""
     M = randn(3, 6, seed=1)
     prior = GaussianMixture(torch.ones(3, dtype=F64), randn(3, 6, seed=5), torch.tensor([0.05, 0.1, 0.2], dtype=F64))
     y = torch.ones(1, 3, dtype=F64)
-    one, other = (po.sample(ExactPosterior(prior, A, y, 0.1), n=3, nfe=8, seed=1) for A in (Matrix(M), Iterative(M)))
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    deviation = float(prior.posterior(Matrix(M), y, 0.1).covariance.trace()) ** 0.5
+    one, other = (po.sample(ExactPosterior(prior, A, y, 0.1), n=64, nfe=12, seed=1) for A in (Matrix(M), Iterative(M)))
+    difference = float((one - other).flatten(1).square().sum(1).mean()) ** 0.5
+    assert 0 < difference < 0.02 * deviation, difference / deviation
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_order_of_convergence(order: int) -> None:
+    """A polynomial through ``order`` values that does not give that order: a mixture's flow against one four times
+    finer, regression of the error over 16 to 64 steps from noise 20 to 0.2."""
+    prior = GaussianMixture(torch.ones(2, dtype=F64), randn(2, 3) / 2, torch.tensor([0.3, 0.5], dtype=F64))
+    posterior = ExactPosterior(prior, Matrix(randn(1, 3, seed=1)), torch.ones(1, 1, dtype=F64), 0.3).expand(16)
+    start = 20 * randn(16, 3, seed=2)
+
+    def end(steps: int, order: int) -> Tensor:
+        levels = torch.logspace(math.log10(20), math.log10(0.2), steps + 1, dtype=F64)[1:].tolist()
+        return carry(posterior, exponential(posterior, order), start, levels, 20.0)
+
+    truth, steps = end(256, 3), [16, 32, 64]
+    errors = [float((end(k, order) - truth).norm()) for k in steps]
+    slope = -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
+    assert order - 0.35 < slope < order + 0.35, (slope, errors)
 
 
 @pytest.mark.parametrize("sigma_y", [0.3, 1e-3])
@@ -180,9 +205,6 @@ def test_float32_follows_float64(sigma_y: float) -> None:
         start = 80 * randn(1, *shape)
         ends = []
         for posterior, u in ((fine, start), (coarse, start.float())):
-            step, state = exponential(posterior), State(u, 80.0)
-            for q in (2.0, 0.3, 0.02, 0.0):
-                state = step(state, q, lambda u, q, p=posterior: p.denoise(u, q).mean, torch.empty)
-            ends.append(state.u.double())
+            ends.append(carry(posterior, exponential(posterior), u, [2.0, 0.3, 0.02, 0.0], 80.0).double())
         error = A(ends[1] - ends[0]) / sigma_y
         assert float(error.square().mean().sqrt()) < 1e-2

@@ -423,7 +423,7 @@ def test_errors() -> None:
             po.sample(posterior, nfe=3, grid=grid)
     with pytest.raises(ValueError, match="the schedule ends at 80"):
         po.sample(posterior, nfe=2, grid=torch.tensor([90.0, 1.0, 0.0]))
-    with pytest.raises(ValueError, match="need 0 < stop <= start < 80"):
+    with pytest.raises(ValueError, match="need 0 < stop < start < 80"):
         po.sample(posterior, start=100.0)
     with pytest.raises(ValueError, match="belong to the grid 'posterior'"):
         po.sample(posterior, solver="euler", start=3.0)

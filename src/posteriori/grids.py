@@ -1,9 +1,12 @@
 r"""Which times a sampler visits.
 
 A posterior has nothing to decide at the highest noise: the first evaluation, there, gives its mean whatever ``x_t`` is,
-and the next may be at ``q = start``, a few standard deviations of the data: a warm start from the 1-NFE mean. From
-``start`` on ``q^(1/rho)`` falls in equal steps to ``stop``, the last evaluation before noise 0.
-docs/sampler.md has the measurements behind the numbers here.
+and the next may be at ``q = start``, a few standard deviations ``s`` of the data: a warm start from the 1-NFE mean.
+From there ``q^(1/rho)`` falls in equal steps to ``stop``, the last evaluation before noise 0. With ``n`` evaluations
+
+    start = n s/2,      stop = s/100 max((8/n)^5, 8/n), at most s/5,      rho = 15:
+
+the fewer there are, the smaller the range they can cover. docs/sampler.md has the measurements behind these numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ Grid = Literal["posterior", "karras", "log", "uniform"]
 
 __all__ = ["Grid", "time_grid"]
 
-START, STOP, RHO = 4.0, 0.01, 15.0  # start and stop in units of the data's standard deviation
+RHO = 15.0
 
 
 def time_grid(
@@ -40,7 +43,8 @@ def time_grid(
         grid: ``"posterior"`` (module's head), a spacing of :meth:`Schedule.grid`, or the ``steps + 1`` times
             themselves, the last of them 0.
         data_std: root mean square of the data.
-        start, stop: noise ``q = sigma_t/alpha_t`` of the second and of the last evaluation, for ``"posterior"``.
+        start, stop: noise ``q = sigma_t/alpha_t`` of the second and of the last evaluation of ``"posterior"``, where
+            they are to differ from the module's head.
         rho: exponent of ``"posterior"`` (15) and ``"karras"`` (7).
 
     Raises:
@@ -63,10 +67,11 @@ def time_grid(
     if steps < 1:
         raise ValueError(f"a time grid needs at least 1 step, got {steps}: ask for more evaluations")
     high, low = (float(q) for q in schedule.ratio(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)))
-    first = min(START * data_std, high / 2) if start is None else start
-    last = min(max(STOP * data_std, low), first / 2) if stop is None else stop
-    if not 0 < last <= first < high:
-        raise ValueError(f"need 0 < stop <= start < {high:g}, the largest noise, got start {first:g} and stop {last:g}")
+    first = min(max(steps / 2 * data_std, 4 * low), high / 2) if start is None else start
+    scarce = 8 / steps
+    last = min(max(min(0.01 * max(scarce**5, scarce), 0.2) * data_std, low), first) if stop is None else stop
+    if not 0 < last <= first < high or (steps > 2 and last == first):
+        raise ValueError(f"need 0 < stop < start < {high:g}, the largest noise, got start {first:g} and stop {last:g}")
     power = 1 / (RHO if rho is None else rho)
     # one step goes straight to 0, two by way of start
     x = torch.linspace(0, 1, max(steps - 1, 1), dtype=torch.float64)[: steps - 1]
