@@ -36,10 +36,16 @@ def _pyplot() -> Any:
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A colour and a marker for every method, the first one (ours) thick."""
-    markers = "osv^D<>ph*X"
+    """A colour and a marker for every method; the first one, ours, is black and thick."""
+    markers, colours = "osv^D<>ph*Xd", _pyplot().get_cmap("tab20").colors
     return {
-        name: {"color": f"C{i % 10}", "marker": markers[i % len(markers)], "lw": 2.2 if i == 0 else 1.0, "ms": 4}
+        name: {
+            "color": "black" if i == 0 else colours[(2 * i - 2) % 20 + (i > 10)],
+            "marker": markers[i % len(markers)],
+            "lw": 2.0 if i == 0 else 1.0,
+            "ms": 3.5,
+            "zorder": 3 if i == 0 else 2,
+        }
         for i, name in enumerate(names)
     }
 
@@ -68,6 +74,11 @@ def curves(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
                 panel.plot(*zip(*found, strict=True), label=name, **styles[name])
         panel.axhline(1, color="0.5", lw=0.8, ls="--")
         panel.set(xscale="log", yscale="log")
+        panel.set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+        panel.set_xticks([1, 5, 20, 100], ["1", "5", "20", "100"])
+        panel.minorticks_off()
+        low, high = panel.get_ylim()
+        panel.set_ylim(min(low, 0.7), min(high, 60))
         panel.set_title(f"{prior} {d}, {operator}, {sigma_y:g}", fontsize=8)
         panel.grid(alpha=0.25)
         panel.tick_params(labelsize=7)
@@ -93,7 +104,7 @@ def pictures(rows: Sequence[Row], names: Sequence[str], exact: GaussianMixture, 
         layout="constrained",
     )  # fmt: skip
     centre, spread = exact.mean.numpy(), exact.covariance.diagonal().sqrt().numpy()
-    low, high = centre - 3.2 * spread.max(), centre + 3.2 * spread.max()
+    low, high = centre - 3.5 * spread, centre + 3.5 * spread
     axes = [torch.linspace(float(a), float(b), 220, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
     grid = torch.cartesian_prod(*axes)
     density = exact.log_prob(grid.reshape(-1, *exact.shape)).exp().reshape(220, 220).T.numpy()
@@ -121,16 +132,17 @@ def ranks(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
         len(order), len(FUNCTIONS), figsize=(8.5, 0.95 * len(order) + 0.3), sharex=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
+    for panel, function in zip(panels[0], FUNCTIONS, strict=True):
+        panel.set_title(function, fontsize=9)
     for line, name in zip(panels, order, strict=True):
         row = present[name]
+        levels = row["samples"] + 1
+        bins = max(b for b in range(1, BINS + 1) if levels % b == 0)  # as many ranks in every bin
         for panel, function in zip(line, FUNCTIONS, strict=True):
-            values = (np.array(row["ranks"][function]) + 0.5) / (row["samples"] + 1)
-            low, high = binom.ppf([0.005, 0.995], len(values), 1 / BINS)
-            panel.axhspan(low, high, color="0.85")
-            panel.hist(values, BINS, range=(0, 1), color="C0" if name != FLOOR else "0.4")
+            values = (np.array(row["ranks"][function]) + 0.5) / levels
+            panel.axhspan(*binom.ppf([0.005, 0.995], len(values), 1 / bins), color="0.85")
+            panel.hist(values, bins, range=(0, 1), color="C0" if name != FLOOR else "0.4")
             panel.set_yticks([])
             panel.tick_params(labelsize=6)
-            if line is panels[0]:
-                panel.set_title(function, fontsize=9)
-        line[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
+        line[0].set_ylabel("exact samples" if name == FLOOR else name, fontsize=7, rotation=0, ha="right", va="center")
     save_figure(figure, path, dpi=85, colours=16)

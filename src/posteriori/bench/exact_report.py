@@ -300,7 +300,9 @@ the method and nothing else. Priors are Gaussians and Gaussian mixtures (random 
 modes, and mixtures fitted to patches of photos), operators select pixels, blur, average or project, and the posterior
 is a Gaussian mixture again.
 
-    posteriori benchmark recipes/{recipe}.yaml
+    posteriori benchmark recipes/{recipe}.yaml --set photos=FOLDER
+
+(Patch mixtures are fitted to the photos in FOLDER; without it, to the few that come with the package.)
 
 **What this says about EPS, and what it does not.** EPS needs `E[x_0 | x_t, y]`, and an exact prior gives it exactly:
 its only error here is the discretisation of time. Palette needs the same function of the same arguments and would give
@@ -311,8 +313,8 @@ and give nearly equal samples here.
 
 Every distance stands beside its Monte Carlo **floor**, what as many *exact* samples give on average: 1 is exact, and
 nothing can be expected below. Step sizes for which no value is published are tuned for every problem and number of
-evaluations on another measurement (last table). Definitions: `posteriori.bench.distances`,
-`posteriori.bench.exact_problems`."""
+evaluations on another measurement (last table). `eps` samples by the default solver of `po.sample`, `eps-euler` by
+Euler's. Definitions: `posteriori.bench.distances`, `posteriori.bench.exact_problems`."""
 
 CALIBRATION = """Over many draws of signal and measurement the rank of the truth among posterior samples is uniform
 (simulation-based calibration), here for a combination of what the operator sees (`seen`), of what it hardly sees
