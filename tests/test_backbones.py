@@ -209,6 +209,9 @@ def test_labels() -> None:
     expected = Preconditioned(network, 0.5)(x_t, q.float(), torch.zeros(4, 5))
     torch.testing.assert_close(none, expected, atol=1e-5, rtol=0)
     assert denoiser.backbone.labels.tolist() == [1, 4]
+    for labels in (5, -2, [0, 7]):
+        with pytest.raises(ValueError, match="between -1 and 4"):
+            with_labels(denoiser, labels)
     with pytest.raises(ValueError, match="do not fit a batch"):
         denoiser(x_t[:3], q[:3], Nothing(), torch.zeros_like(x_t[:3]), 0.05)
 
@@ -224,6 +227,10 @@ def test_class_conditional_unet() -> None:
     noise = network(x_t, torch.tensor([500]), torch.tensor([3])).sample
     expected = (x_t - (1 - a).sqrt() * noise) / a.sqrt()
     assert error_of(denoiser, x_t, torch.tensor([0.501], dtype=torch.float64), expected) < 2e-5
+    with pytest.raises(ValueError, match="between 0 and 6"):
+        load_pretrained(network, scheduler=scheduler, labels=7)
+    with pytest.raises(ValueError, match="no classes"):
+        load_pretrained(unet(), scheduler=scheduler, labels=7)
     with pytest.raises(ValueError, match="class-conditional"):
         load_pretrained(network, scheduler=scheduler)(x_t, 0.5, Nothing(), x_t, 0.05)
 
@@ -344,6 +351,18 @@ def test_a_fine_tuned_pipeline_is_loaded_as_it_was(scheduler: Any, tmp_path: Pat
     assert loaded.schedule == denoiser.schedule
     assert (loaded.c_noise, loaded.clip, loaded.scaling) == (denoiser.c_noise, denoiser.clip, denoiser.scaling)
     assert len((tmp_path / "model.json").read_text().splitlines()) < 100  # a table of 1000 steps is one line
+
+
+def test_sampled_on_another_schedule(tmp_path: Path) -> None:
+    """A DDPM model sampled on EDM's schedule is still told its own steps, also when it comes back from disk."""
+    denoiser = trained(load_pretrained(unet(), scheduler=DDPMScheduler()))
+    own = denoiser.c_noise
+    denoiser.schedule = po.VE(0.02, 80.0)
+    po.save(denoiser, tmp_path)
+    loaded = po.load(tmp_path)
+    assert loaded.schedule == po.VE(0.02, 80.0)
+    assert loaded.c_noise == own
+    assert torch.equal(answer(loaded), answer(denoiser))
 
 
 def test_a_fine_tuned_network_of_your_own(tmp_path: Path) -> None:

@@ -161,13 +161,21 @@ def test_what_cannot_be_converted(content: Any, options: dict[str, Any], message
 
 def test_the_licence_goes_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights lose the terms they were given under."""
-    torch.save({"state_dict": {"w": torch.ones(2)}, "ema": {"w": torch.zeros(2)}}, tmp_path / "model.ckpt")
+    weights, moments = {"w": torch.ones(2)}, {0: {"exp_avg": torch.ones(2)}}
+    content = {
+        "optimizer_states": moments,
+        "state_dict": weights,
+        "step": torch.tensor(3),
+        "ema": {"w": torch.zeros(2)},
+    }
+    torch.save(content, tmp_path / "model.ckpt")
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\n")
     assert run(["convert", str(tmp_path / "model.ckpt"), "-o", str(tmp_path / "out")]) == 0
     out = tmp_path / "out" / "weights.safetensors"
     assert str(out) in capsys.readouterr().out
     card = json.loads((tmp_path / "out" / "weights.json").read_text())
-    assert (card["licence"], card["entry"], card["left_behind"]) == ("cc-by-nc-sa-4.0", "ema", ["state_dict"])
+    assert (card["licence"], card["entry"]) == ("cc-by-nc-sa-4.0", "ema")
+    assert card["left_behind"] == ["optimizer_states", "state_dict", "step"]
     with safe_open(out, "pt") as opened:
         assert opened.metadata()["licence"] == "cc-by-nc-sa-4.0"
     assert torch.equal(load_file(out)["w"], torch.zeros(2))

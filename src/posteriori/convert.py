@@ -85,7 +85,7 @@ def convert(
         "kind": kind,
         "licence": licence,
         "source": file.name,
-        "source_sha256": _hash(file.read_bytes()),
+        "source_sha256": _file_hash(file),
         "entry": chosen,
         "left_behind": sorted(str(k) for k in others if str(k) != chosen),
         "network": about,
@@ -127,8 +127,7 @@ def _collect(value: Any, name: str, found: dict[str, Tensor], seen: set[int]) ->
     if isinstance(value, dict):
         parts = value
     elif isinstance(value, Record) and (attributes := _attributes(value)):
-        forgotten = attributes.get("_non_persistent_buffers_set")
-        skip = _members(forgotten)
+        skip = _members(attributes.get("_non_persistent_buffers_set"))
         parts = {
             k: v
             for group in ("_parameters", "_buffers", "_modules")
@@ -176,14 +175,14 @@ def _network(content: Any, entry: str | None, name: str) -> tuple[str, Any]:
         if not state_dict(content[entry]):
             raise ConvertError(f"entry {entry!r} of {name} holds no tensors: choose another")
         return entry, content[entry]
-    if isinstance(content, dict) and not any(isinstance(v, Tensor) for v in content.values()):
-        holding = [str(k) for k, v in content.items() if state_dict(v)]
-        known = [k for k in ENTRIES if k in holding]
-        choice = known[0] if known else holding[0] if len(holding) == 1 else None
-        if choice is not None:
-            return choice, content[choice]
-        if holding:
-            raise ConvertError(f"{name} holds several sets of weights: choose with --entry: {', '.join(holding)[:300]}")
+    parts = {str(k): v for k, v in content.items()} if isinstance(content, dict) else {}
+    holding = [k for k, v in parts.items() if not isinstance(v, Tensor) and not k.startswith("optim") and state_dict(v)]
+    known = [k for k in ENTRIES if k in holding]
+    if len(holding) > 1 and not known:
+        raise ConvertError(f"{name} holds several sets of weights: choose with --entry: {', '.join(holding)[:300]}")
+    if holding:
+        choice = (known or holding)[0]
+        return choice, parts[choice]
     if not state_dict(content):
         raise ConvertError(f"{name} holds no weights: give a checkpoint with a network or a state_dict")
     return "", content
@@ -220,6 +219,11 @@ def _stated_licence(content: Any) -> str | None:
     entries = content if isinstance(content, dict) else {}
     stated = next((entries[k] for k in ("license", "licence") if isinstance(entries.get(k), str)), None)
     return stated or None
+
+
+def _file_hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _hash(data: bytes) -> str:

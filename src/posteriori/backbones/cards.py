@@ -12,7 +12,7 @@ from posteriori.backbones.photo import PhotoNet
 from posteriori.backbones.pipelines import PretrainedError
 from posteriori.denoise import NetworkDenoiser, Scaling
 from posteriori.scaling import NoiseLabel
-from posteriori.schedule import schedule_from_config
+from posteriori.schedule import Schedule, schedule_from_config
 
 __all__ = ["build_denoiser", "build_network", "describe"]
 
@@ -45,10 +45,15 @@ def build_denoiser(card: dict[str, Any], network: nn.Module | None = None) -> Ne
         schedule,
         Scaling(**card["scaling"]),
         card["preconditioning"],
-        NoiseLabel(**card["c_noise"], schedule=schedule) if "c_noise" in card else None,
+        _label(card["c_noise"], schedule) if "c_noise" in card else None,
         None if levels is None else (float(levels[0]), float(levels[1])),
         None if clip is None else float(clip),
     )
+
+
+def _label(config: dict[str, Any], schedule: Schedule) -> NoiseLabel:
+    own = schedule_from_config(config["schedule"]) if "schedule" in config else schedule
+    return NoiseLabel(**{**config, "schedule": own})
 
 
 def describe(denoiser: NetworkDenoiser, network: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -67,13 +72,15 @@ def describe(denoiser: NetworkDenoiser, network: dict[str, Any] | None = None) -
     if not isinstance(network, dict):
         raise ValueError(f"{type(denoiser.backbone).__name__} has no config: a card could not make it again")
     levels = denoiser.sigma_y_range
+    own = label.schedule is None or label.schedule == denoiser.schedule
+    other = {} if own or label.schedule is None else {"schedule": label.schedule.config()}  # sampled on another
     return {
         "network": {"kind": "photo", **network},  # PhotoNet's own config states no kind
         "schedule": denoiser.schedule.config(),
         "scaling": {"kind": denoiser.scaling.kind, "data_std": denoiser.scaling.data_std},
         "preconditioning": denoiser.preconditioning,
         "sigma_y_range": None if levels is None else list(levels),
-        **({} if label == NoiseLabel() else {"c_noise": label.config()}),
+        **({} if label == NoiseLabel() else {"c_noise": {**label.config(), **other}}),
         **({} if denoiser.clip is None else {"clip": denoiser.clip}),
     }
 

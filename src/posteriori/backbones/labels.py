@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from posteriori.denoise import Conditioning, NetworkDenoiser
 
-__all__ = ["class_labels", "with_labels"]
+__all__ = ["class_labels", "label_tensor", "with_labels"]
 
 
 def with_labels(denoiser: NetworkDenoiser, labels: int | Sequence[int] | Tensor) -> NetworkDenoiser:
@@ -21,14 +22,31 @@ def with_labels(denoiser: NetworkDenoiser, labels: int | Sequence[int] | Tensor)
         labels: one for all measurements, or one for each of a batch of them, shape ``(B,)``.
 
     Raises:
-        ValueError: when its network knows no classes.
+        ValueError: when its network knows no classes, or not these.
     """
     if "labels" not in denoiser.backbone._buffers:
         raise ValueError(f"{type(denoiser.backbone).__name__} knows no classes: use the denoiser as it is")
-    backbone, other = copy.copy(denoiser.backbone), copy.copy(denoiser)
-    backbone._buffers = {**backbone._buffers, "labels": torch.as_tensor(labels)}
+    backbone: Any = copy.copy(denoiser.backbone)
+    other = copy.copy(denoiser)
+    backbone._buffers = {**backbone._buffers, "labels": label_tensor(labels, backbone.classes)}
     other._modules = {**denoiser._modules, "backbone": backbone}
     return other
+
+
+def label_tensor(labels: int | Sequence[int] | Tensor | None, known: range | None) -> Tensor | None:
+    """Labels as a tensor.
+
+    Raises:
+        ValueError: when one is not a whole number or not among the known ones.
+    """
+    if labels is None:
+        return None
+    tensor = torch.as_tensor(labels)
+    if tensor.is_floating_point() or tensor.ndim > 1:
+        raise ValueError(f"labels must be one whole number, or one per measurement, got {labels!r:.80}")
+    if known is not None and not all(int(label) in known for label in tensor.reshape(-1)):
+        raise ValueError(f"labels must lie between {known[0]} and {known[-1]}, got {labels!r:.80}")
+    return tensor
 
 
 def class_labels(labels: Tensor | None, conditioning: Conditioning, batch: int) -> Tensor:

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from posteriori.backbones.labels import class_labels
+from posteriori.backbones.labels import class_labels, label_tensor
 from posteriori.backbones.widening import find_layer, first_layer, widen
 from posteriori.denoise import Conditioning
 from posteriori.operators.base import per_sample
@@ -98,10 +97,15 @@ class ModuleBackbone(nn.Module):
         self.embedding = embedding
         self.image_channels = image_channels or int(find_layer(network, self.layer)[1].shape[1])
         if call.classes:
-            self.register_buffer("labels", None if labels is None else torch.as_tensor(labels), persistent=False)
+            self.register_buffer("labels", label_tensor(labels, self.classes), persistent=False)
         elif labels is not None:
             raise ValueError("labels are given, but not how the network takes them: add classes='class_labels'")
         self.told = widen(self.network, self.layer, self.image_channels, embedding) if conditioned else None
+
+    @property
+    def classes(self) -> range | None:
+        """The labels that the network knows, where that can be told."""
+        return range(-1, self.call.one_hot) if self.call.one_hot else None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -120,11 +124,10 @@ class ModuleBackbone(nn.Module):
     def _ask(self, x: Tensor, label: Tensor, classes: Tensor | None) -> Tensor:
         arguments = dict(self.call.arguments)
         if classes is not None:
-            known = self.call.one_hot
-            if known:  # one class more, whose column is dropped: label -1 is a zero vector
-                arguments[self.call.classes] = functional.one_hot(classes % (known + 1), known + 1)[:, :known].to(x)
-            else:
-                arguments[self.call.classes] = classes
+            if self.call.one_hot:
+                rows = functional.one_hot(classes.clamp_min(0), self.call.one_hot)
+                classes = (rows * (classes >= 0)[:, None]).to(x)
+            arguments[self.call.classes] = classes
         output = getattr(self.network, self.call.method)(x, label, **arguments)
         output = getattr(output, "sample", output)
         output = output[0] if isinstance(output, tuple) else output

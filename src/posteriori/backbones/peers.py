@@ -114,7 +114,8 @@ def from_edm(source: Any, *, schedule: Schedule | None = None, **options: Any) -
         options: as in :func:`from_denoiser`.
     """
     try:
-        name, config = edm_config(read_json(Path(source) / "weights.json"))
+        folder = Path(source) if Path(source).is_dir() else Path(source).parent
+        name, config = edm_config(read_json(folder / "weights.json"))
     except (KeyError, TypeError, AttributeError) as error:
         raise PretrainedError(
             f"{source} has no weights.json that describes a network of EDM ({error}): give the folder that "

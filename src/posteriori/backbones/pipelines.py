@@ -1,9 +1,12 @@
 r"""diffusers' unconditional pixel models: a ``UNet2DModel`` and the scheduler that says what its output means.
 
-scheduler                            schedule        c_noise           output
-with alphas_cumprod (DDPM, DDIM...)  DiscreteVP      step i = N t - 1  noise, x_0 or v
-EDMEuler, EDMDPMSolverMultistep      VE              log(q)/4          F, or -F ("v_prediction")
-FlowMatchEuler, FlowMatchHeun        RectifiedFlow   N t               noise - x_0
+    scheduler                            schedule        c_noise           output
+    with alphas_cumprod (DDPM, DDIM...)  DiscreteVP      step i = N t - 1  noise, x_0 or v
+    EDMEuler, EDMDPMSolverMultistep      VE              log(q)/4          F, or -F ("v_prediction")
+    FlowMatchEuler, FlowMatchHeun        RectifiedFlow   N t               noise - x_0
+
+Between two steps the table and the label go on together. Of what a sampler does to the means, ``clip_sample`` is kept;
+dynamic thresholding, which no posterior mean needs, is not.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posteriori.backbones.labels import class_labels
+from posteriori.backbones.labels import class_labels, label_tensor
 from posteriori.denoise import Conditioning
 
 __all__ = ["UNetBackbone"]
@@ -44,16 +44,26 @@ class UNetBackbone(nn.Module):
         self.image_channels = image_channels
         self.conditioned = conditioned
         self.sign = sign
-        self.register_buffer("labels", None if labels is None else torch.as_tensor(labels), persistent=False)
         inputs = 3 * image_channels + 1 if conditioned else image_channels
         self.network = UNet2DModel(**{**config, "in_channels": inputs, "out_channels": image_channels})
+        if self.network.class_embedding is not None:
+            self.register_buffer("labels", label_tensor(labels, self.classes), persistent=False)
+        elif labels is not None:
+            raise ValueError("labels are given, but this UNet2DModel knows no classes: leave them out")
+
+    @property
+    def classes(self) -> range | None:
+        """The labels that the network knows, where that can be told."""
+        count = self.network.config.num_class_embeds
+        return range(count) if count else None
 
     @property
     def config(self) -> dict[str, Any]:
         """The arguments that make this network again, as a card states them."""
         own = {k: v for k, v in dict(self.network.config).items() if not k.startswith("_")}
         del own["in_channels"], own["out_channels"]
-        labels = {} if self.labels is None else {"labels": self.labels.tolist()}
+        given = getattr(self, "labels", None)
+        labels = {} if given is None else {"labels": given.tolist()}
         sign = {} if self.sign == 1 else {"sign": self.sign}
         return {
             "kind": "unet2d",

@@ -4,7 +4,8 @@ r"""New inputs for a network that does not know of them.
 
 The first convolution is told the conditioning's channels, which is the same as widening it; a layer of the noise
 embedding may be told its scalars. What is told goes past the network's own code, in :class:`Told`: that code may
-pad, scale or skip its input, and need not know of the rest.
+pad, scale or skip its input, and need not know of the rest. A network serves one evaluation at a time (distributed
+training has one per process; the threads of ``torch.nn.DataParallel`` would share it).
 """
 
 from __future__ import annotations
