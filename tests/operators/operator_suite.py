@@ -109,10 +109,12 @@ class OperatorSuite(ABC):
         x, z = self.x(3), self.x(3, seed=5)
         self.close(A(2.5 * x - 0.5 * z), 2.5 * A(x) - 0.5 * A(z))
 
-    def test_signal_shape(self) -> None:
-        """Samplers size the signal from the measurement alone."""
+    def test_shapes_either_way(self) -> None:
+        """Samplers size the signal from the measurement alone; a product would take parameters of another batch."""
         A = self.operator(3)
-        assert A.signal_shape(A(self.x(3)).shape[1:]) == self.shape
+        y = A(self.x(3))
+        assert A.signal_shape(y.shape[1:]) == self.shape
+        assert A.measurement_ndim(1 + len(self.shape)) == y.ndim
 
     # -- solves -------------------------------------------------------------------------------------------------------
 

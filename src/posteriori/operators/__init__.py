@@ -1,10 +1,10 @@
 """Linear operators with exact solves. See :mod:`posteriori.operators.base` for the protocol."""
 
-from posteriori.operators.algebra import Composition
 from posteriori.operators.base import LinearOperator, SpectralOperator, per_sample
 from posteriori.operators.boundaries import BoundaryConvolution
 from posteriori.operators.channels import Bayer, ChannelMixing, Grayscale
 from posteriori.operators.checking import CheckRow, OperatorCheckError, check, report
+from posteriori.operators.composition import Composition
 from posteriori.operators.convolution import (
     Blur,
     Downsampling,
@@ -20,7 +20,7 @@ from posteriori.operators.dense import Matrix
 from posteriori.operators.diagonal import Identity, Inpainting, Nothing, Weighting
 from posteriori.operators.fourier import CircularConvolution
 from posteriori.operators.kronecker import Separable
-from posteriori.operators.krylov import KrylovOperator
+from posteriori.operators.krylov import KrylovOperator, Surrogate
 from posteriori.operators.mri import MRI, MultiCoilMRI, birdcage_maps, cartesian_mask, radial_mask
 from posteriori.operators.radon import Radon
 from posteriori.operators.sampling import Sampling
@@ -61,6 +61,7 @@ __all__ = [
     "SparseMatrix",
     "SpectralOperator",
     "Stack",
+    "Surrogate",
     "Weighting",
     "birdcage_maps",
     "cartesian_mask",

@@ -30,13 +30,12 @@ from posteriori.operators.base import (
     per_sample,
 )
 from posteriori.operators.channels import ChannelMixing
+from posteriori.operators.composition import Composition, factors, name_of, only_in_space
 from posteriori.operators.cropping import Crop, CropAxis, Pad, PadAxis
-from posteriori.operators.custom import Callable
 from posteriori.operators.dense import Matrix
 from posteriori.operators.diagonal import Identity, Inpainting, Weighting
-from posteriori.operators.fourier import CircularConvolution, FourierOperator
+from posteriori.operators.fourier import CircularConvolution
 from posteriori.operators.kronecker import Axis, ConvolutionAxis, Separable
-from posteriori.operators.krylov import KrylovOperator
 from posteriori.operators.products import ChannelProduct, ConvolutionProduct, Picking, PickingProduct, ProductAxis
 from posteriori.operators.transforms import Transformed
 
@@ -77,6 +76,9 @@ class _Conformal(LinearOperator):
 
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return self.operator.signal_shape(measurement_shape)
+
+    def measurement_ndim(self, ndim: int) -> int:
+        return self.operator.measurement_ndim(ndim)
 
     def gram_solve(
         self,
@@ -176,75 +178,6 @@ class Padded(_Conformal):
         return f"Pad @ {self.operator.describe()}"
 
 
-class Composition(KrylovOperator):
-    """``B A`` without a structure of its own, solved by conjugate gradients.
-
-    Args:
-        operators: in the order of writing, the last acts first. Nested compositions are flattened.
-    """
-
-    def __init__(self, *operators: LinearOperator) -> None:
-        self.operators = tuple(f for A in operators for f in factors(A))
-        iterative = [A for A in self.operators if isinstance(A, KrylovOperator)]
-        self.tolerance = min((A.tolerance for A in iterative), default=KrylovOperator.tolerance)
-        self.max_iterations = max((A.max_iterations for A in iterative), default=KrylovOperator.max_iterations)
-
-    @property
-    def solve_dtype(self) -> torch.dtype:
-        single = any(isinstance(A, KrylovOperator) and A.solve_dtype == torch.float32 for A in self.operators)
-        return torch.float32 if single else torch.float64
-
-    def samples(self, ndim: int) -> int | None:
-        for A in reversed(self.operators):
-            if (count := A.samples(ndim)) is not None:
-                return count
-            ndim = _measurement_ndim(A, ndim)
-        return None
-
-    def forward(self, x: Tensor) -> Tensor:
-        for A in reversed(self.operators):
-            x = A(x)
-        return x
-
-    @full_precision
-    def adjoint(self, y: Tensor) -> Tensor:
-        for A in self.operators:
-            y = A.adjoint(y)
-        return y
-
-    def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
-        for A in self.operators:
-            measurement_shape = A.signal_shape(measurement_shape)
-        return tuple(measurement_shape)
-
-    def observed(self, y: Tensor) -> Tensor | None:
-        outer, *rest = self.operators
-        own = outer.observed(y)
-        if not (rest and isinstance(outer, Weighting)):
-            return own
-        inner = Composition(*rest).observed(y)  # what was filler before weighting is so after it
-        return own if inner is None or own is None else own * inner
-
-    def describe(self) -> str:
-        return f"{' @ '.join(map(_name, self.operators))} [{self.solver}]"
-
-
-def _measurement_ndim(A: LinearOperator, ndim: int) -> int:
-    """Dimensions of a batch of measurements, from those of a batch of signals."""
-    while isinstance(A, _Conformal):
-        A = A.operator
-    if isinstance(A, Callable):
-        with torch.no_grad():
-            return A(torch.zeros(1, *A.shape)).ndim
-    flat = isinstance(A, Matrix) or hasattr(A, "split")  # a stack
-    return 2 if flat else ndim
-
-
-def factors(A: LinearOperator) -> tuple[LinearOperator, ...]:
-    """What a composition is made of; ``(A,)`` when it is none."""
-    return A.operators if isinstance(A, Composition) else (A,)
-
-
 def is_scalar(A: LinearOperator) -> bool:
     """Whether ``A`` is a multiple of the identity, the same for all samples: diagonal in every basis."""
     return isinstance(A, Weighting) and A.weights.numel() == 1
@@ -300,7 +233,7 @@ def _product(B: LinearOperator, A: LinearOperator) -> LinearOperator | None:
     for one, other in ((B, A), (A, B)):
         if isinstance(one, Weighting) and is_scalar(one) and float(one.weights) > 0:
             return scale(float(one.weights), other)
-        if isinstance(one, ChannelMixing) and _only_in_space(other):
+        if isinstance(one, ChannelMixing) and only_in_space(other):
             assert isinstance(other, SpectralOperator)
             return ChannelProduct(one, other)
     if isinstance(B, ChannelMixing) and isinstance(A, ChannelMixing):
@@ -325,15 +258,6 @@ def _weights(B: Weighting, A: Weighting) -> Weighting:
         shapes = f"{tuple(B.weights.shape)} and {tuple(A.weights.shape)}"
         raise ValueError(f"weights (or masks) of {shapes} do not fit together: give both the signal's shape") from None
     return Inpainting(product) if bool(((product == 0) | (product == 1)).all()) else Weighting(product)
-
-
-def _only_in_space(A: LinearOperator) -> bool:
-    """Whether ``A`` acts alike on all channels of images ``(B, C, H, W)``, and on no more than their two sides."""
-    if isinstance(A, Weighting):
-        return A.weights.ndim <= 2 or A.weights.shape[-3] == 1
-    if isinstance(A, FourierOperator):
-        return len(A.axes) <= 2
-    return (isinstance(A, Separable) and len(A.axes) <= 2) or (isinstance(A, Crop | Pad) and len(A.margins) <= 2)
 
 
 def _convolutions(B: LinearOperator, A: LinearOperator) -> LinearOperator | None:
@@ -378,7 +302,7 @@ def _separable(B: LinearOperator, A: LinearOperator) -> Separable | None:
     for pair in zip(*([((CropAxis(0, 0),),) * (rank - len(v)) + tuple(v) for v in (outer, inner)]), strict=True):
         o, i = (tuple(v) * (samples if len(v) == 1 else 1) for v in pair)
         axes.append([ProductAxis(*both) for both in zip(o, i, strict=True)])
-    return Separable(*axes, name=" @ ".join(_name(f) for f in (B, A)))
+    return Separable(*axes, name=" @ ".join(name_of(f) for f in (B, A)))
 
 
 def _axes(A: LinearOperator) -> tuple[tuple[Axis, ...], ...] | None:
@@ -387,8 +311,3 @@ def _axes(A: LinearOperator) -> tuple[tuple[Axis, ...], ...] | None:
     if isinstance(A, Crop):
         return tuple((CropAxis(*m),) for m in A.margins)
     return tuple((PadAxis(*m),) for m in A.margins) if isinstance(A, Pad) else None
-
-
-def _name(A: LinearOperator) -> str:
-    """What an operator is called, without its solver."""
-    return A.describe().rpartition(" [")[0] or A.describe()

@@ -98,6 +98,10 @@ class LinearOperator(ABC):
         ``ndim`` dimensions; ``None`` when any batch fits."""
         return None
 
+    def measurement_ndim(self, ndim: int) -> int:
+        """Dimensions of a batch of measurements, from the ``ndim`` of a batch of signals."""
+        return ndim
+
     @property
     def exact(self) -> bool:
         """Whether solves are exact up to rounding."""

@@ -17,7 +17,7 @@ from torch.nn import functional
 from posteriori.operators.base import full_precision
 from posteriori.operators.fourier import CircularConvolution
 from posteriori.operators.kronecker import Boundary, source_entries
-from posteriori.operators.krylov import KrylovOperator
+from posteriori.operators.krylov import KrylovOperator, Surrogate
 
 __all__ = ["BoundaryConvolution", "PaddedConvolution"]
 
@@ -149,14 +149,14 @@ class BoundaryConvolution(KrylovOperator):
         grown = 1 if self.boundary == "valid" else 0
         return (*lead, *[m + grown * (k - 1) for m, k in zip(sizes, self.taps, strict=True)])
 
-    def surrogate(self, like: Tensor) -> CircularConvolution | None:
+    def surrogate(self, like: Tensor) -> Surrogate | None:
         """The same blur wrapping around, of a kernel that is wrapped too where it is wider than the signal. It saves
         nothing where the measurement is smaller than the signal."""
         if self.boundary == "valid":
             return None
         sizes = tuple(like.shape[-len(self.taps) :])
         if sizes in self._surrogates:
-            return self._surrogates[sizes]
+            return Surrogate.of(self._surrogates[sizes], like)
         with torch.inference_mode(False):  # what is kept must serve training too
             wrapped = self.kernel.detach().double()
             for axis, k, n in zip(self._axes, self.taps, sizes, strict=True):
@@ -166,7 +166,7 @@ class BoundaryConvolution(KrylovOperator):
             found = CircularConvolution(wrapped, per_sample=True)
         if not self.kernel.requires_grad:
             self._surrogates[sizes] = found
-        return found
+        return Surrogate.of(found, like)
 
 
 class PaddedConvolution(BoundaryConvolution):

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from posteriori.operators.base import LinearOperator, SpectralOperator, full_precision, transpose
-from posteriori.operators.krylov import KrylovOperator
+from posteriori.operators.base import SpectralOperator, full_precision, transpose
+from posteriori.operators.krylov import KrylovOperator, Surrogate
 
 __all__ = ["Callable"]
 
@@ -45,13 +45,13 @@ class Callable(KrylovOperator):
         tolerance: float = 1e-3,
         max_iterations: int = 2000,
         dtype: torch.dtype = torch.float64,
-        surrogate: LinearOperator | None = None,
+        surrogate: SpectralOperator | None = None,
         dense_entries: int = KrylovOperator.dense_entries,
     ) -> None:
         if not shape or math.prod(shape) < 1:
             raise ValueError(f"a signal needs a shape of positive sizes, got {tuple(shape)}")
         if surrogate is not None and not isinstance(surrogate, SpectralOperator):
-            raise ValueError(f"a surrogate has an exact solve, {surrogate.describe()} has none: leave it out")
+            raise ValueError(f"a surrogate has an exact solve, {surrogate} has none: leave it out")
         self._forward = forward
         self._adjoint = adjoint
         self.shape = tuple(shape)
@@ -69,6 +69,10 @@ class Callable(KrylovOperator):
     def forward(self, x: Tensor) -> Tensor:
         return self._forward(x)
 
+    def measurement_ndim(self, ndim: int) -> int:
+        with torch.no_grad():
+            return self(torch.zeros(1, *self.shape)).ndim
+
     @full_precision
     def adjoint(self, y: Tensor) -> Tensor:
         if self._adjoint is not None:
@@ -81,8 +85,8 @@ class Callable(KrylovOperator):
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return self.shape
 
-    def surrogate(self, like: Tensor) -> SpectralOperator | None:
-        return self._surrogate
+    def surrogate(self, like: Tensor) -> Surrogate | None:
+        return None if self._surrogate is None else Surrogate.of(self._surrogate, like)
 
     @torch.no_grad()
     def _dot_test(self, y: Tensor) -> None:

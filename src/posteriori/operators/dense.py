@@ -50,6 +50,9 @@ class Matrix(SpectralOperator):
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return self.shape
 
+    def measurement_ndim(self, ndim: int) -> int:
+        return 2
+
     # Coefficients are kept in float64: a sum over n entries in float32 rounds what the null space holds at
     # sigma_t = 80 into the measured directions at a visible size.
     def eigenvalues(self, like: Tensor) -> Tensor:

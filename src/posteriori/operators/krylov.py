@@ -29,7 +29,7 @@ from posteriori.operators.decomposition import Decomposition, decompose, rows
 from posteriori.operators.lanczos import Lanczos
 from posteriori.solve import Preconditioner, Solution, conjugate_gradients, with_derivative
 
-__all__ = ["Evaluation", "KrylovOperator"]
+__all__ = ["Evaluation", "KrylovOperator", "Surrogate"]
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,40 @@ class Evaluation:
     converged: Tensor
 
 
+@dataclass(frozen=True)
+class Surrogate:
+    """``V diag(lam) V^T`` close to ``A^T A``.
+
+    Attributes:
+        basis: an operator with the basis ``V``, as its ``coefficients`` and ``signal``.
+        lam: eigenvalues in it, laid out as those of ``basis``.
+    """
+
+    basis: SpectralOperator
+    lam: Tensor
+
+    @staticmethod
+    def of(S: SpectralOperator, like: Tensor) -> Surrogate:
+        """``S^T S`` on signals like ``like``."""
+        return Surrogate(S, S.eigenvalues(like))
+
+    def solve(self, a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+        """``(a I + b V diag(lam) V^T)^-1 v``."""
+        return self.basis.signal(self.basis.coefficients(v) / (a + b * self.lam), v.shape).to(v.dtype)
+
+
 class KrylovOperator(LinearOperator):
     """An operator known through ``A`` and ``A^T`` only: conjugate gradients for solves, Lanczos for ``f(A^T A) v``.
 
     Solves run in float64 and stop on a bound on the whitened error (see :mod:`posteriori.solve`). A subclass that knows
-    an operator like itself with an exact solve returns it from :meth:`surrogate`, which saves iterations.
+    something close to ``A^T A`` with an exact solve returns it from :meth:`surrogate`, which saves iterations.
 
     Attributes:
         tolerance: whitened error at which solves stop.
         max_iterations: iterations after which a solve gives up with a warning.
         spectral_tolerance: relative error at which ``spectral`` stops.
         krylov_dimension: largest Krylov space of ``spectral``, which keeps that many signals in memory.
-        surrogate_error: how far ``S^T S`` may be from ``A^T A``, as a part of its largest eigenvalue; see
+        surrogate_error: how far the surrogate may be from ``A^T A``, as a part of its largest eigenvalue; see
             :meth:`surrogate`.
         dense_entries: an operator is taken apart where its signals or its measurements have at most so many entries,
             channels that it treats alike counted once, and only once many iterations would be needed. The largest
@@ -91,12 +113,12 @@ class KrylovOperator(LinearOperator):
         along those before them."""
         return ndim - 1
 
-    def surrogate(self, like: Tensor) -> SpectralOperator | None:
-        """An operator ``S`` with ``S^T S`` close to ``A^T A`` on signals like ``like``, ``(B, ...)``; ``None`` without.
+    def surrogate(self, like: Tensor) -> Surrogate | None:
+        """Something close to ``A^T A`` on signals like ``like``, ``(B, ...)``; ``None`` without.
 
-        Solves of ``A`` are preconditioned by ``(a + b d) I + b S^T S``. ``d`` is ``surrogate_error`` times the largest
-        eigenvalue of ``S^T S``: what ``S`` leaves open but ``A`` measures would be inflated by the ratio of ``b`` to
-        ``a`` without it.
+        Solves of ``A`` are preconditioned by ``(a + b d) I + b V diag(lam) V^T``, ``d`` being ``surrogate_error`` times
+        the largest of ``lam``: what the surrogate leaves open but ``A`` measures would be inflated by the ratio of
+        ``b`` to ``a`` without it.
         """
         return None
 
@@ -220,10 +242,9 @@ class KrylovOperator(LinearOperator):
         S = self.surrogate(like)
         if S is None:
             return None
-        lam = S.eigenvalues(like)
-        largest = lam.flatten(1).amax(1).reshape(-1, *[1] * (like.ndim - 1))
+        largest = S.lam.flatten(1).amax(1).reshape(-1, *[1] * (like.ndim - 1))
         raised = a + b * self.surrogate_error * largest
-        return Preconditioner(lambda v: S.gram_solve(raised, b, v), raised + b * largest)
+        return Preconditioner(lambda v: S.solve(raised, b, v), raised + b * largest)
 
     def _solve_gradient(self, a: Tensor, b: Tensor, g: Tensor) -> Tensor:
         """``(a I + b A^T A)^-1 g`` to a small relative residual: a gradient has no units to be whitened in."""

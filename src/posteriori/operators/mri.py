@@ -19,7 +19,7 @@ from torch import Tensor
 
 from posteriori.operators.base import SpectralFunction, SpectralOperator, full_precision
 from posteriori.operators.fourier import complex_dtype
-from posteriori.operators.krylov import KrylovOperator
+from posteriori.operators.krylov import KrylovOperator, Surrogate
 
 __all__ = ["MRI", "MultiCoilMRI", "birdcage_maps", "cartesian_mask", "radial_mask"]
 
@@ -192,14 +192,6 @@ class MRI(SpectralOperator):
         return _fitting(self.mask, y).expand(y.shape)
 
 
-class _Spectrum(MRI):
-    """``F^* diag(d) F`` in the place of ``A^T A``, for any real ``d >= 0``: solves only."""
-
-    def __init__(self, spectrum: Tensor, real: bool) -> None:
-        self.mask, self.real = spectrum, real
-        self.shape = (1 if real else 2, *spectrum.shape[-2:])
-
-
 class MultiCoilMRI(KrylovOperator):
     """Several coils, by conjugate gradients. Signals as for :class:`MRI`, k-space ``(B, coils, 2, H, W)``.
 
@@ -226,7 +218,7 @@ class MultiCoilMRI(KrylovOperator):
         self.real = real
         self.shape = (1 if real else 2, *self.mask.shape[-2:])
         # A memo by precision and device: derived from mask and maps alone.
-        self._surrogates: dict[tuple[object, ...], SpectralOperator] = {}
+        self._surrogates: dict[tuple[object, ...], Surrogate] = {}
 
     def samples(self, ndim: int) -> int | None:
         n = max(self.mask.shape[0], self.maps.shape[0])
@@ -253,6 +245,9 @@ class MultiCoilMRI(KrylovOperator):
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return self.shape
 
+    def measurement_ndim(self, ndim: int) -> int:
+        return ndim + 1
+
     def observed(self, y: Tensor) -> Tensor | None:
         return _fitting(self.mask, y).unsqueeze(2).expand(y.shape)
 
@@ -263,7 +258,7 @@ class MultiCoilMRI(KrylovOperator):
         image = (maps.conj() * torch.fft.ifft2(mask * torch.fft.fft2(maps * image))).sum(1, keepdim=True)
         return image.real if self.real else _channels(image, 1)
 
-    def surrogate(self, like: Tensor) -> SpectralOperator:
+    def surrogate(self, like: Tensor) -> Surrogate:
         """The convolution closest to ``A^T A`` (T. Chan 1988): ``d(k) = sum_c sum_k' M(k') |F S_c|^2(k' - k) / (H W)``,
         the energy that the coils measure of a plane wave."""
         key = (like.dtype, like.device)
@@ -273,5 +268,7 @@ class MultiCoilMRI(KrylovOperator):
                 power = _fourier(maps).abs().square().sum(1, keepdim=True)
                 lagged = torch.fft.fft2(mask) * torch.fft.fft2(torch.fft.ifftshift(power, AXES)).conj()
                 spectrum = torch.fft.ifft2(lagged).real.clamp_min(0) / power[0].numel()
-            self._surrogates[key] = _Spectrum(spectrum, self.real)
+            spectrum = (spectrum + _mirrored(spectrum)) / 2 if self.real else spectrum
+            one_coil = MRI(torch.ones(spectrum.shape[-2:]), real=self.real)
+            self._surrogates[key] = Surrogate(one_coil, spectrum)
         return self._surrogates[key]

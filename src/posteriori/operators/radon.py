@@ -18,7 +18,7 @@ from torch import Tensor
 from posteriori.operators.base import full_precision
 from posteriori.operators.dense import Matrix
 from posteriori.operators.fourier import CircularConvolution
-from posteriori.operators.krylov import KrylovOperator
+from posteriori.operators.krylov import KrylovOperator, Surrogate
 from posteriori.operators.sparse import CompressedRows
 
 __all__ = ["Radon"]
@@ -93,7 +93,7 @@ class Radon(KrylovOperator):
         self._detectors = detectors
         # Memos by size: derived from the angles alone.
         self._memo: dict[tuple[int, int], CompressedRows] = {}
-        self._surrogates: dict[tuple[int, int], CircularConvolution] = {}
+        self._spectra: dict[tuple[int, int], Tensor] = {}
 
     def detectors(self, size: tuple[int, int]) -> int:
         """Number of detectors for images of this size."""
@@ -133,17 +133,17 @@ class Radon(KrylovOperator):
     def core(self, ndim: int) -> int:
         return 2
 
-    def surrogate(self, like: Tensor) -> CircularConvolution:
+    def surrogate(self, like: Tensor) -> Surrogate:
         """The convolution that answers a point in the middle as ``A^T A`` does; it answers all points much alike."""
         h, w = size = (like.shape[-2], like.shape[-1])
-        if size not in self._surrogates:
+        if size not in self._spectra:
             with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
                 point = torch.zeros(1, 1, h, w, dtype=torch.float64, device=like.device)
                 point[..., h // 2, w // 2] = 1
                 answer = torch.fft.ifftshift(self.gram(point)[0, 0])
-                root = torch.fft.fft2(answer).real.clamp_min(0).sqrt()
-                self._surrogates[size] = CircularConvolution(torch.fft.fftshift(torch.fft.ifft2(root).real))
-        return self._surrogates[size]
+                self._spectra[size] = torch.fft.rfft2(answer).real.clamp_min(0)
+        lam = self._spectra[size].to(like.device)
+        return Surrogate(CircularConvolution(torch.ones(1, 1)), lam.reshape(*[1] * (like.ndim - 2), *lam.shape))
 
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return (*measurement_shape[:-2], *self.image_size(measurement_shape[-1]))

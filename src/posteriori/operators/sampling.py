@@ -86,6 +86,9 @@ class Sampling(SpectralOperator):
             raise ValueError(f"{self!r} does not fit a measurement of shape {tuple(measurement_shape)}")
         return (*measurement_shape[:-1], *self.shape)
 
+    def measurement_ndim(self, ndim: int) -> int:
+        return ndim - len(self.shape) + 1
+
     def eigenvalues(self, like: Tensor) -> Tensor:
         self._indices(like.shape, like)
         indices = self.indices.to(like.device)

@@ -157,6 +157,9 @@ class SparseMatrix(KrylovOperator):
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return (*measurement_shape[: len(measurement_shape) - len(self.output)], *self.shape)
 
+    def measurement_ndim(self, ndim: int) -> int:
+        return ndim - len(self.shape) + len(self.output)
+
     def dense(self) -> Matrix:
         """The same matrix with exact solves, for signals of its shape alone; measurements are flat."""
         return Matrix(self._matrix.to_dense(), self.shape)

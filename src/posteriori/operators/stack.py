@@ -31,10 +31,11 @@ from posteriori.operators.base import (
     full_precision,
     per_sample,
 )
+from posteriori.operators.composition import acts_in_space, approximation
 from posteriori.operators.dense import Matrix
 from posteriori.operators.fourier import FourierOperator
 from posteriori.operators.kronecker import Separable
-from posteriori.operators.krylov import KrylovOperator
+from posteriori.operators.krylov import KrylovOperator, Surrogate
 from posteriori.operators.products import Picking
 from posteriori.operators.transforms import Transformed
 
@@ -115,6 +116,9 @@ class Stack(LinearOperator):
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return self.shape
 
+    def measurement_ndim(self, ndim: int) -> int:
+        return 2
+
     def observed(self, y: Tensor) -> Tensor | None:
         parts = self._parts(y)
         observed = [A.observed(p) for A, p in zip(self.operators, parts, strict=True)]
@@ -181,6 +185,25 @@ class DenseStack(Stack, Matrix):
 class IterativeStack(Stack, KrylovOperator):
     """Parts without a common structure."""
 
+    def core(self, ndim: int) -> int:
+        return 2 if ndim == 4 and all(acts_in_space(A) for A in self.operators) else ndim - 1
+
+    def surrogate(self, like: Tensor) -> Surrogate | None:
+        """The sum of what is close to the parts, where that is diagonal in one basis; masks are diluted over it."""
+        shares, found = [], []
+        for A, w in zip(self.operators, self.weights, strict=True):
+            near = approximation(A, like)
+            if near is None:
+                return None
+            square = _shaped(w, like) ** 2
+            if isinstance(near, Surrogate):
+                found.append(Surrogate(near.basis, square * near.lam))
+            else:
+                shares.append(square * near)
+        if len({_basis(s.basis) for s in found}) != 1:
+            return None
+        return Surrogate(found[0].basis, sum([s.lam for s in found[1:]], found[0].lam) + sum(shares))
+
     @full_precision
     def adjoint(self, y: Tensor) -> Tensor:
         terms = [A.adjoint(per_sample(w, p) * p)
@@ -233,6 +256,7 @@ def _make(
         iterative = [A for A in operators if isinstance(A, KrylovOperator)]
         made.tolerance = min((A.tolerance for A in iterative), default=made.tolerance)
         made.max_iterations = max((A.max_iterations for A in iterative), default=made.max_iterations)
+        made.dense_entries = min((A.dense_entries for A in iterative), default=made.dense_entries)
     made._set(operators, weights, sigma_y, shape)
     return made
 
