@@ -178,6 +178,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     return folder, [json.loads(line) for line in (folder / "run" / "rows.jsonl").read_text().splitlines()]
 
 
+def test_processes_leave_the_report_to_the_last(
+    finished: tuple[Path, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first to finish would write a report without the others' rows, or the last one without those of the first."""
+    folder, rows = finished
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shared = folder / "shared"
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        assert cli.run(["benchmark", str(folder / "tiny.yaml"), "--out", str(shared)]) == 0
+        assert (shared / "report.md").exists() == (rank == 0)
+    there = [json.loads(line) for line in (shared / "rows.jsonl").read_text().splitlines()]
+    assert {r["id"]: r.get("distances") for r in there} == {r["id"]: r.get("distances") for r in rows}
+
+
 def find(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
     (row,) = [r for r in rows if all(r.get(k) == v for k, v in wanted.items())]
     return row

@@ -5,7 +5,7 @@ r"""A grid of measurements that survives being killed: one row of JSON for each,
 A *cell* is what identifies a measurement (method, task, settings, seed) and the function that makes it. Its row is
 written in one piece when the measurement is finished: a killed run continues where it stopped, repeats no row and loses
 none. Several processes may share a file (``RANK`` and ``WORLD_SIZE``, as accelerate and torchrun set them, divide the
-cells); each row is written under a lock.
+cells); each row is written under a lock, and whoever finishes last writes the report.
 
 To add a benchmark, write a class with the members of :class:`Benchmark` and a line in :data:`KINDS`.
 """
@@ -269,6 +269,7 @@ def benchmark(
     except ValueError as error:
         raise error if isinstance(error, RecipeError) else RecipeError(str(error)) from None
     target = Path(document) if document is not None else folder / "report.md"
-    if int(os.environ.get("RANK", "0")) == 0:
+    rows = Rows(folder / "rows.jsonl")  # with those of other processes
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or all(c.key in rows for c in run.cells()):
         run.report(rows.of(run.cells()), target)
     return target
