@@ -39,7 +39,7 @@ from posteriori.sheets import contact_sheet
 
 __all__ = ["EVALUATIONS", "main", "measure", "tune"]
 
-# Per sample; the papers' own where not named. DPS's 1000 are 250 in the EPS paper's tables, RED-diff has a run of 100.
+# Per sample, where not the method's own: DPS takes 250 in the EPS paper's tables; RED-diff's 1000 are cut to 100.
 EVALUATIONS = {"dps": 250, "red-diff": 100}
 LARGEST_SHEET = 400_000  # bytes
 KEY = ("task", "photo", "method", "nfe", "settings", "size", "sigma_y", "model")

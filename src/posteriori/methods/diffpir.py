@@ -1,7 +1,7 @@
 r"""DiffPIR, diffusion for plug-and-play restoration (Zhu et al. 2023, arXiv 2305.08995, algorithm 1).
 
-    x_hat = argmin |y - A x|^2 + rho |x - D|^2,      rho = weight sigma_y^2 / q^2                          (eq. 13)
-    u'    = x_hat + q' (sqrt(1 - zeta) (u - x_hat)/q + sqrt(zeta) z)                                       (eq. 14)
+    x_hat = argmin |y - A x|^2 + rho |x - D|^2,      rho = weight sigma_y^2 / q^2
+    u'    = x_hat + q' (sqrt(1 - zeta) (u - x_hat)/q + sqrt(zeta) z)
 
 The proximal step is one ``gram_solve``: the linear estimate under the prior ``N(D, q^2/weight I)``. With ``zeta = 0``
 the second line is a deterministic step of DDIM with ``x_hat`` for the mean.

@@ -1,7 +1,7 @@
-r"""MMPS, moment-matching posterior sampling (Rozet et al. 2024, arXiv 2405.13712, section 4.2).
+r"""MMPS, moment-matching posterior sampling (Rozet et al. 2024, arXiv 2405.13712).
 
-    p(x_0 | u) is taken for N(D, V),     V = Cov[x_0 | u] = q^2 dD/du                          (Tweedie; eq. 13)
-    E[x_0 | u, y] = D + V A^T (sigma_y^2 I + A V A^T)^-1 (y - A D)                             (eqs. 17, 18)
+    p(x_0 | u) is taken for N(D, V),     V = Cov[x_0 | u] = q^2 dD/du                          (Tweedie's formula)
+    E[x_0 | u, y] = D + V A^T (sigma_y^2 I + A V A^T)^-1 (y - A D)
 
 The system is solved by a few conjugate gradients, every product with ``V`` being a backward pass. Exact for every
 Gaussian prior once they have converged.

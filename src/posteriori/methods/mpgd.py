@@ -1,4 +1,4 @@
-r"""MPGD, manifold-preserving guided diffusion, without projection (He et al. 2024, arXiv 2311.16424, algorithm 1).
+r"""MPGD, manifold-preserving guided diffusion, without projection (He et al. 2024, arXiv 2311.16424).
 
     D <- D - c grad_D |y - A D|,      then a step of DDIM (eta = 0.5) whose predicted noise stays that of the prior
 

@@ -1,14 +1,14 @@
 r"""PiGDM (Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems", ICLR).
 
-    p(x_0 | u) is taken for N(D, r^2 I),     r^2 = q^2 / (1 + q^2)                                 (section 3.1)
-    E[x_0 | u, y] = D + q^2 (dD/du)^T A^T (r^2 A A^T + sigma_y^2 I)^-1 (y - A D)                   (eq. 7, Tweedie)
+    p(x_0 | u) is taken for N(D, r^2 I),     r^2 = q^2 / (1 + q^2)
+    E[x_0 | u, y] = D + q^2 (dD/du)^T A^T (r^2 A A^T + sigma_y^2 I)^-1 (y - A D)         (Tweedie's formula)
 
 The noisy form; ``A^T (r^2 A A^T + sigma_y^2 I)^-1 = (r^2 A^T A + sigma_y^2 I)^-1 A^T`` makes it one ``gram_solve``, for
 every operator and batch. Exact when ``D`` is the denoiser of ``N(m, s^2 I)`` and ``r^2 = q^2 s^2/(q^2 + s^2)``.
 
-Deviation: this is the paper's posterior score put into DDIM (eta = 1) as it is. The paper's algorithm 1 instead adds
-``r^2 sqrt(alpha_bar)`` times the guidance after a DDIM step whose noise prediction stays that of the prior; with this
-weight the method is not exact even for the Gaussian it is derived from.
+Deviation: this is the paper's posterior score put into DDIM (eta = 1) as it is. The paper's algorithm instead adds the
+guidance, times ``r^2`` and the scale of the signal, after a DDIM step whose predicted noise stays that of the prior;
+with this weight the method is not exact even for the Gaussian it is derived from.
 """
 
 from __future__ import annotations
