@@ -212,6 +212,9 @@ def test_labels() -> None:
     for labels in (5, -2, [0, 7]):
         with pytest.raises(ValueError, match="between -1 and 4"):
             with_labels(denoiser, labels)
+    for labels in (0.5, "cat", [[1]], []):
+        with pytest.raises(ValueError, match="whole number"):
+            with_labels(denoiser, labels)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="do not fit a batch"):
         denoiser(x_t[:3], q[:3], Nothing(), torch.zeros_like(x_t[:3]), 0.05)
 
@@ -389,3 +392,16 @@ def test_the_licence_of_a_base_stays_with_it(tmp_path: Path) -> None:
     card = {"name": "faces", "value_range": [-1, 1], "tasks": {"sr": 1.0}, "training_data": {}}
     po.save(trained(denoiser), tmp_path / "tuned", card)
     assert po.load(tmp_path / "tuned").card["base"]["licence"] == "cc-by-nc-4.0"
+
+
+def test_a_prior_taken_over_restores_photos(tmp_path: Path) -> None:
+    """The command line would refuse a pretrained prior, whose card knows no range of the measurement's noise."""
+    from PIL import Image
+
+    from posteriori.cli import run
+
+    po.save(load_pretrained(unet(), scheduler=DDPMScheduler()), tmp_path / "prior")
+    Image.new("RGB", (16, 16), (200, 90, 30)).save(tmp_path / "photo.png")
+    words = f"restore {tmp_path / 'photo.png'} --degrade --task denoise --sigma-y 0.5 --nfe 1 --samples 1"
+    assert run([*words.split(), "--model", str(tmp_path / "prior"), "-o", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "photo" / "report.json").is_file()

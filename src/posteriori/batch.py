@@ -110,7 +110,7 @@ def restore_all(
     paths = find_photos(inputs)
     shared = fingerprint(task, options)
     channels = model_channels(options.model)
-    low, high = read_card(options.model)["sigma_y_range"]
+    low, high = read_card(options.model)["sigma_y_range"] or (0.0, math.inf)  # a pretrained prior knows no measurement
     _check_shared(task, options, low, high)
     spent = get_method(options.method).evaluations(options.samples, options.nfe)
     denoiser: NetworkDenoiser | None = None

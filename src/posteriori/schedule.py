@@ -217,7 +217,7 @@ class CosineVP(_VariancePreserving):
 
 @lru_cache(maxsize=16)
 def _log_ratios(alphas_cumprod: tuple[float, ...]) -> Tensor:
-    a = torch.tensor(alphas_cumprod, dtype=torch.float64)
+    a = torch.tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
     return 0.5 * ((1 - a) / a).log()
 
 

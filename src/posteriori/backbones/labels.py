@@ -41,10 +41,13 @@ def label_tensor(labels: int | Sequence[int] | Tensor | None, known: range | Non
     """
     if labels is None:
         return None
-    tensor = torch.as_tensor(labels)
-    if tensor.is_floating_point() or tensor.ndim > 1:
+    try:
+        tensor = torch.as_tensor(labels, device="cpu")  # also where networks are made without memory for their weights
+    except (TypeError, ValueError, RuntimeError):
+        tensor = torch.empty(0)
+    if tensor.is_floating_point() or tensor.ndim > 1 or tensor.numel() == 0:
         raise ValueError(f"labels must be one whole number, or one per measurement, got {labels!r:.80}")
-    if known is not None and not all(int(label) in known for label in tensor.reshape(-1)):
+    if known is not None and not all(label in known for label in tensor.reshape(-1).tolist()):
         raise ValueError(f"labels must lie between {known[0]} and {known[-1]}, got {labels!r:.80}")
     return tensor
 
