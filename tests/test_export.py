@@ -362,7 +362,7 @@ def test_code_of_the_folder_runs_only_when_trusted(folder: Path, tmp_path: Path)
     """Loading a stranger's folder through our class would run the stranger's file."""
     out = tmp_path / "x"
     PosteriorPipeline.from_pretrained(folder).save_pretrained(out)
-    (out / "pipeline.py").write_text("raise SystemExit('ran')\n")
+    (out / "pipeline.py").write_text("raise RuntimeError('ran')\n")
     assert type(PosteriorPipeline.from_pretrained(out)) is PosteriorPipeline
     with pytest.raises(ValueError, match="trust_remote_code"):
         diffusers.DiffusionPipeline.from_pretrained(out)

@@ -1,7 +1,6 @@
 """A trained denoiser as a diffusers pipeline: saved, loaded, moved and sampled as diffusers' own are."""
 
-from __future__ import annotations
-
+# Annotations stay objects: diffusers up to 0.35 reads those of a pipeline's __init__ and cannot read strings.
 import inspect
 import json
 from collections.abc import Sequence
@@ -237,9 +236,9 @@ class PosteriorPipeline(DiffusionPipeline):
         (Path(save_directory) / f"{CODE_FILE}.py").write_text(CODE)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
+    def _dict_from_json_file(cls, json_file: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         # who asks this class to load has it, and need not trust the folder's file that imports it
-        content = super()._dict_from_json_file(json_file)
+        content = super()._dict_from_json_file(json_file, *args, **kwargs)
         return {**content, "_class_name": cls.__name__} if Path(json_file).name == cls.config_name else content
 
 

@@ -15,6 +15,7 @@ written again here: its scales are what its own forward process (``add_noise``, 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import diffusers
@@ -65,11 +66,11 @@ def make_scheduler(name: str = "dpm++") -> Any:
     if name not in SCHEDULERS:
         raise ValueError(f"unknown scheduler {name!r}: choose one of {', '.join(SCHEDULERS)}")
     kind = getattr(diffusers, SCHEDULERS[name])
-    compatible = {c.__name__ for c in kind._get_compatibles()} if kind.has_compatibles else set()
-    known = kind._get_init_keys(kind)
-    for other in compatible:
-        known = known | kind._get_init_keys(getattr(diffusers, other))
-    return kind.from_config({k: v for k, v in SETTINGS.items() if k in known})
+    known = inspect.signature(kind.__init__).parameters
+    scheduler = kind(**{k: v for k, v in SETTINGS.items() if k in known})
+    if "beta_schedule" in known:
+        scheduler.register_to_config(**SETTINGS)  # this family keeps, and hands on, what only its other members know
+    return scheduler
 
 
 def check_scheduler(scheduler: Any) -> None:
