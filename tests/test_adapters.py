@@ -15,10 +15,12 @@ import torch
 from scipy import sparse
 
 from posteriori.adapters import as_operator, from_deepinv, to_deepinv
-from posteriori.operators import Callable, GaussianBlur, LinearOperator, Matrix, check
+from posteriori.operators import Callable, GaussianBlur, LinearOperator, Matrix, MultiCoilMRI, check
+from posteriori.operators.algebra import Permuted
 from posteriori.priors import GaussianMixture
 
 SHAPE = (3, 24, 32)
+SHAPE_2 = (2, 16, 16)  # of those that take squares, or powers of two
 
 
 def kernel(*size: int) -> torch.Tensor:
@@ -57,6 +59,9 @@ PHYSICS: dict[str, tuple[Function[[Any], Any], str]] = {
     "x4 any filter": (lambda p: p.Downsampling(SHAPE, kernel(1, 1, 5, 7), factor=4), "exact (polyphase)"),
     "x2 even filter": (lambda p: p.Downsampling(SHAPE, kernel(1, 1, 4, 6), factor=2), "exact (polyphase)"),
     "grayscale": (lambda p: p.Decolorize(), "exact (channels)"),
+    "single pixel": (lambda p: p.SinglePixelCamera(200, SHAPE_2, ordering="zig_zag"), "exact (hadamard)"),
+    "random matrix": (lambda p: p.CompressedSensing(40, SHAPE_2), "exact (svd)"),
+    "tomography": (lambda p: p.Tomography(5, 16, normalize=True), "cg"),
     "composition": (lambda p: p.Downsampling(SHAPE, None, factor=2) * p.Blur(gaussian(), "circular"), ""),
 }
 
@@ -66,16 +71,17 @@ def test_a_physics_is_its_operator(deepinv: Any, name: str) -> None:
     """Another centre, border or order of channels than deepinv's: everything restored would be shifted or worse."""
     make, solver = PHYSICS[name]
     physics = make(deepinv.physics)
+    shape = SHAPE_2 if name in ("single pixel", "random matrix", "tomography") else SHAPE
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # that the adjoint had to be replaced
-        A = from_deepinv(physics, SHAPE)
+        A = from_deepinv(physics, shape)
     if solver:
         assert A.solver == solver
-    x = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(3))
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(3))
     y = A(x)
     torch.testing.assert_close(y, physics.A(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(A.adjoint(y), physics.A_adjoint(y), rtol=1e-3, atol=1e-4)
-    check(A, SHAPE)
+    check(A, shape)
 
 
 def test_single_coil_mri(deepinv: Any) -> None:
@@ -88,6 +94,28 @@ def test_single_coil_mri(deepinv: Any) -> None:
         x = torch.rand(2, 2, 24, 32, generator=torch.Generator().manual_seed(3))
         torch.testing.assert_close(A(x), physics.A(x), rtol=1e-4, atol=1e-5)
         check(A, (2, 24, 32))
+
+
+def test_several_coils(deepinv: Any) -> None:
+    """Coils in the place of real and imaginary parts, sensitivities conjugated, or a solve that stops early."""
+    shape, masks = (2, 24, 32), MASK.expand(-1, 2, -1, -1)
+    maps = torch.randn(1, 3, 24, 32, dtype=torch.complex64, generator=torch.Generator().manual_seed(4))
+    for mask in (masks[:1], masks):
+        physics = deepinv.physics.MultiCoilMRI(mask=mask, coil_maps=maps)
+        A = from_deepinv(physics, shape, tolerance=1e-6)
+        assert isinstance(A, Permuted)
+        assert isinstance(A.operator, MultiCoilMRI)
+        assert A.operator.tolerance == 1e-6
+        x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(3))
+        y = physics.A(x)
+        torch.testing.assert_close(A(x), y, rtol=1e-4, atol=1e-5)
+        assert A.signal_shape(y.shape[1:]) == shape
+        observed = A.observed(y)
+        assert observed is not None
+        assert torch.equal(observed, mask[:, :, None].expand(2, 2, 3, -1, -1))
+        check(A, shape)
+        expected = proximal_step(deepinv, physics, x, y.flip(-1), gamma=20.0)
+        torch.testing.assert_close(A.gram_solve(0.05, 1.0, 0.05 * x, y.flip(-1)), expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["inpainting", "circular, odd kernel", "Gaussian, reflect", "x4 bicubic", "valid"])

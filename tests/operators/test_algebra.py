@@ -42,6 +42,7 @@ from posteriori.operators import (
     motion_kernel,
     stack,
 )
+from posteriori.operators.algebra import Permuted
 
 KERNEL = randn(3, 2, seed=5).abs() / 3
 KERNELS = randn(8, 3, 3, seed=6)
@@ -191,6 +192,13 @@ class TestPaddedDecimation(OperatorSuite):
 
     def make(self, samples: Sequence[int]) -> LinearOperator:
         return Pad(1, 1) @ CircularDownsampling(KERNEL, 2)
+
+
+class TestPermutedMeasurement(OperatorSuite):
+    shape = (2, 4, 6)
+
+    def make(self, samples: Sequence[int]) -> LinearOperator:
+        return Permuted((2, 0, 1), Downsampling(2))
 
 
 class TestComposition(KrylovSuite):

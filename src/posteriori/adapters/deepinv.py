@@ -28,12 +28,16 @@ from posteriori.operators import (
     Callable,
     ChannelMixing,
     Downsampling,
+    Hadamard,
     Identity,
     Inpainting,
     KrylovOperator,
     LinearOperator,
+    Matrix,
+    MultiCoilMRI,
     Weighting,
 )
+from posteriori.operators.algebra import Permuted
 from posteriori.operators.kronecker import Boundary
 from posteriori.sample import sample
 
@@ -55,9 +59,11 @@ def from_deepinv(physics: Any, shape: Sequence[int], **options: Any) -> LinearOp
             solved exactly.
 
     Returns:
-        An operator with an exact solve for denoising, inpainting, demosaicing, blur, downsampling, grayscale and
-        single-coil MRI where ours is the same map, else one that solves by conjugate gradients; ``A.solver`` tells.
-        Noise and units are not part of it: see the module's head.
+        An operator with an exact solve for denoising, inpainting, demosaicing, blur, downsampling, grayscale,
+        single-coil MRI, the fast single-pixel camera and random matrices where ours is the same map, else one that
+        solves by conjugate gradients; ``A.solver`` tells. Several coils are ours. Tomography is deepinv's own: it turns
+        the image and adds up rows, where ours interpolates along rays. Noise and units are not part of it: see the
+        module's head.
 
     Raises:
         ValueError: when the physics is not linear, gives no real tensor, or does not take ``shape``.
@@ -85,9 +91,10 @@ def from_deepinv(physics: Any, shape: Sequence[int], **options: Any) -> LinearOp
             continue
         if same:
             A = candidate()
-            if isinstance(A, KrylovOperator):
-                A.tolerance = options.get("tolerance", A.tolerance)
-                A.max_iterations = options.get("max_iterations", A.max_iterations)
+            inner = A.operator if isinstance(A, Permuted) else A
+            if isinstance(inner, KrylovOperator):
+                for name in ("tolerance", "max_iterations", "dense_entries"):
+                    setattr(inner, name, options.get(name, getattr(inner, name)))
             return A
     return _through_functions(frozen, tuple(shape), x, y, options)
 
@@ -125,6 +132,13 @@ def _candidates(physics: Any, shape: Sequence[int]) -> Iterator[Function[[], Lin
         yield partial(ChannelMixing, physics.srf.reshape(1, -1), "Grayscale")
     elif isinstance(physics, deepinv_physics.MRI) and physics.mask.ndim == 4:
         yield partial(MRI, physics.mask[:, 0])
+    elif isinstance(physics, deepinv_physics.MultiCoilMRI) and not physics.three_d:
+        # deepinv has real and imaginary part before the coils
+        yield lambda: Permuted((1, 0, 2, 3), MultiCoilMRI(physics.mask[:, 0], physics.coil_maps))
+    elif isinstance(physics, deepinv_physics.SinglePixelCamera) and physics.fast:
+        yield partial(Hadamard, physics.mask.squeeze(0))
+    elif isinstance(physics, deepinv_physics.CompressedSensing) and not physics.channelwise:
+        yield partial(Matrix, physics._A, tuple(shape))
 
 
 def _one_channel(kernel: Tensor | None) -> Tensor | None:

@@ -39,7 +39,7 @@ from posteriori.operators.kronecker import Axis, ConvolutionAxis, Separable
 from posteriori.operators.products import ChannelProduct, ConvolutionProduct, Picking, PickingProduct, ProductAxis
 from posteriori.operators.transforms import Transformed
 
-__all__ = ["Composition", "Padded", "Scaled", "compose", "is_scalar", "scale"]
+__all__ = ["Composition", "Padded", "Permuted", "Scaled", "compose", "is_scalar", "scale"]
 
 
 class _Conformal(LinearOperator):
@@ -176,6 +176,37 @@ class Padded(_Conformal):
 
     def describe(self) -> str:
         return f"Pad @ {self.operator.describe()}"
+
+
+class Permuted(_Conformal):
+    """``A`` with the dimensions of its measurements in another order.
+
+    Args:
+        order: which dimension of ``A``'s measurement, the batch not counted, comes first, second, ...
+        operator: ``A``.
+    """
+
+    def __init__(self, order: Sequence[int], operator: LinearOperator) -> None:
+        self.order = tuple(order)
+        self.operator = operator
+        self._back = tuple(sorted(range(len(self.order)), key=self.order.__getitem__))
+
+    def outer(self, y: Tensor) -> Tensor:
+        return y.permute(0, *[1 + i for i in self.order])
+
+    def outer_adjoint(self, y: Tensor) -> Tensor:
+        return y.permute(0, *[1 + i for i in self._back])
+
+    def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
+        return self.operator.signal_shape([measurement_shape[i] for i in self._back])
+
+    def observed(self, y: Tensor) -> Tensor | None:
+        inner = self.outer_adjoint(y)
+        observed = self.operator.observed(inner)
+        return None if observed is None else self.outer(observed.expand(-1, *inner.shape[1:]))
+
+    def describe(self) -> str:
+        return self.operator.describe()
 
 
 def is_scalar(A: LinearOperator) -> bool:
