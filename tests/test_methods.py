@@ -444,15 +444,16 @@ def test_diffpir_renews_its_share_of_the_noise() -> None:
 @pytest.mark.parametrize("tau", [0.2, "calibrated"])
 def test_langevin_of_daps_has_the_law_it_is_to_have(tau: Any) -> None:
     """Half the drift, another temperature or noise of another size: the chain's law is known exactly, a linear
-    recursion in the eigenvectors of ``A^T A``. Calibrated, it tends to the posterior under ``N(x_hat, q^2 I)``."""
-    q, sigma_y, steps, n = 0.3, 0.1, 300, 1500
+    recursion in the eigenvectors of ``A^T A``. Calibrated, it tends to the posterior under ``N(x_hat, q^2 I)``. Two
+    levels: the second, at the lowest noise, has a step halfway down to a hundredth."""
+    q, sigma_y, steps, n = 0.1, 0.1, 150, 1500
     centre = 0.3 * normal(D, seed=5)
-    prior = Gaussian(centre, 1e-20 * torch.eye(D, dtype=torch.float64), VE(sigma_max=q), SHAPE)  # x_hat = centre
+    prior = Gaussian(centre, 1e-20 * torch.eye(D, dtype=torch.float64), VE(sigma_max=0.3), SHAPE)  # x_hat = centre
     A = Matrix(normal(6, D, seed=11) / 4, SHAPE)
     posterior = problem_of(prior, A, sigma_y)
-    rate = 5e-4  # of the chain; "calibrated" multiplies what it is given by (tau / 0.01)^2 = 200
-    given = rate / 200 if tau == "calibrated" else rate
-    found = METHODS["daps"](posterior, n, 2, tau=tau, rate=given, langevin_steps=steps).answers[:, 0].flatten(1)
+    given = 1e-3 / 200 if tau == "calibrated" else 1e-3  # calibrated, it is multiplied by (tau / 0.01)^2 = 200
+    rate = 1e-3 * (1 - 0.99 / 2)
+    found = METHODS["daps"](posterior, n, 4, tau=tau, rate=given, langevin_steps=steps).answers[:, 0].flatten(1)
     matrix, temperature = dense(A), math.sqrt(2) * sigma_y if tau == "calibrated" else tau
     precision = 2 * matrix.T @ matrix / temperature**2 + torch.eye(D, dtype=torch.float64) / q**2
     lam, basis = torch.linalg.eigh(precision)
