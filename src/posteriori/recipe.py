@@ -224,8 +224,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Any:
     """The plain content of a YAML recipe.
 
-    A recipe may begin with ``extends: other.yaml``, a path beside it: it then holds only what differs. A mapping
-    replaces the other's key by key; a list, a mixture of tasks or a value is replaced as a whole.
+    A recipe may begin with ``extends: other.yaml``, a path beside it, or a list of them, the later over the earlier: it
+    then holds only what differs. Mappings are merged key by key; a list, a value, and what belongs together (a network,
+    a base, a schedule, a scaling, the shares of tasks) is replaced as a whole.
 
     Args:
         path: the file.
@@ -265,13 +266,19 @@ def _read(path: Path, above: tuple[Path, ...]) -> Any:
         raise RecipeError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict) or "extends" not in content:
         return content
-    other = content.pop("extends")
-    if not isinstance(other, str):
-        raise RecipeError(f"{path}: extends must be the path of a recipe, got {other!r}")
-    target = (path.parent / other).resolve()
-    if target in (*above, path.resolve()):
-        raise RecipeError(f"{path} extends itself by way of {other}")
-    return _merge(_read(target, (*above, path.resolve())), content)
+    others = content.pop("extends")
+    others = others if isinstance(others, list) else [others]
+    merged: Any = {}
+    for other in others:
+        if not isinstance(other, str):
+            raise RecipeError(f"{path}: extends must be the path of a recipe, got {other!r}")
+        target = (path.parent / other).resolve()
+        if target in (*above, path.resolve()):
+            raise RecipeError(f"{path} extends itself by way of {other}")
+        merged = _merge(merged, _read(target, (*above, path.resolve())))
+    if "base" in content:  # instead of a network
+        merged = {k: v for k, v in merged.items() if k != "network"}
+    return _merge(merged, content)
 
 
 # What has several parts that make sense only together.

@@ -5,7 +5,8 @@ r"""Separable operators: ``A = A_1 (x) ... (x) A_k`` on the last ``k`` dimension
 
 Any boundary is as exact as any other, and the cost is two small matrix products per axis: reflect-padded Gaussian blur,
 and box, bicubic (antialiased) or custom downsampling by any integer factor, of 1-D signals, images and volumes of any
-size. Factors are computed once in float64 per size and kept.
+size. An axis that is averaged over blocks falls apart, ``A_i = I (x) A_block``, and only a block is decomposed. Factors
+are computed once in float64 per size and kept.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Axis(Protocol):
 
 @dataclass(frozen=True)
 class AxisFactors:
-    """SVD of one axis: the matrix ``(m, n)``, ``V`` ``(n, n)``, ``U diag(s)`` padded to ``(m, n)``, ``s`` ``(n,)``."""
+    """SVD of one axis, or of one of its blocks: the matrix ``(m, n)``, ``V`` ``(n, n)``, ``U diag(s)`` padded to
+    ``(m, n)``, ``s`` ``(n,)``."""
 
     matrix: Tensor
     v: Tensor
@@ -67,6 +69,11 @@ class AxisFactors:
 @lru_cache(maxsize=128)
 def _shared_factors(axis: Axis, n: int) -> AxisFactors:
     return AxisFactors.of(axis.matrix(n))
+
+
+def block(axis: Axis, n: int) -> int:
+    """Entries of the equal blocks that an axis of ``n`` falls into; ``n`` when it is one."""
+    return axis.factor if isinstance(axis, ResamplingAxis) and axis.kernel == "box" else n
 
 
 def axis_factors(axis: Axis, n: int) -> AxisFactors:
@@ -116,15 +123,18 @@ class Separable(SpectralOperator):
         return f"{self._name} [{self.solver}]"
 
     def _factors(self, axis: int, n: int, like: Tensor) -> tuple[Tensor, ...]:
-        """``(matrix, V, U diag(s), s)`` of an axis, each with the samples (or 1) first, cast to ``like``."""
+        """``(matrix, V, U diag(s), s)`` of an axis, each with the samples (or 1) first, cast to ``like``; all but ``s``
+        of one block where the axis falls into equal ones."""
         # by value: a square image with the same axis twice needs its factors once
         key = (self.axes[axis], n, like.dtype, like.device)
         if key not in self._cast:
             with torch.inference_mode(False):  # what is kept must serve training too
-                factors = [axis_factors(a, n) for a in self.axes[axis]]
-                self._cast[key] = tuple(
-                    torch.stack([getattr(f, name) for f in factors]).to(like) for name in ("matrix", "v", "us", "s")
-                )
+                blocks = {block(a, n) for a in self.axes[axis]}
+                size = blocks.pop() if len(blocks) == 1 and n % min(blocks) == 0 else n
+                factors = [axis_factors(a, size) for a in self.axes[axis]]
+                names = ("matrix", "v", "us", "s")
+                matrix, v, us, s = (torch.stack([getattr(f, name) for f in factors]).to(like) for name in names)
+                self._cast[key] = matrix, v, us, s.repeat(1, n // size)
         return self._cast[key]
 
     def _parts(self, part: int, shape: Sequence[int], like: Tensor) -> list[Tensor]:
@@ -170,17 +180,19 @@ class Separable(SpectralOperator):
 
 
 def _along_axes(matrices: Sequence[Tensor], x: Tensor) -> Tensor:
-    """Multiply the last dimensions of ``x``, one by each matrix, ``(B or 1, rows, columns)``."""
+    """Multiply the last dimensions of ``x``, one by each matrix, ``(B or 1, rows, columns)``, or every block of as many
+    entries as it has columns."""
     for i, matrix in enumerate(matrices):
         axis = i - len(matrices)
         # an axis that is not the last is multiplied from the left, with what follows it as columns
         columns = math.prod(x.shape[axis:][1:])
-        flat = x.reshape(x.shape[0], math.prod(x.shape[1:axis]), x.shape[axis], columns)
+        blocks = x.shape[axis] // matrix.shape[2]
+        flat = x.reshape(x.shape[0], math.prod(x.shape[1:axis]) * blocks, matrix.shape[2], columns)
         if axis == -1:
             flat = (flat.squeeze(-1) @ matrix.mT).unsqueeze(-1)
         else:
             flat = matrix.unsqueeze(1) @ flat
-        x = flat.reshape(flat.shape[0], *x.shape[1:axis], matrix.shape[1], *x.shape[axis:][1:])
+        x = flat.reshape(flat.shape[0], *x.shape[1:axis], blocks * matrix.shape[1], *x.shape[axis:][1:])
     return x
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from posteriori.backbones.unet import UNetBackbone
 from posteriori.checkpoint import CheckpointError, build_denoiser, load
 from posteriori.denoise import NetworkDenoiser
 from posteriori.recipe import Recipe, RecipeError
@@ -60,13 +61,20 @@ def build(recipe: Recipe) -> NetworkDenoiser:
         raise RecipeError(f"network, schedule, scaling or preconditioning: {error}") from None
     if recipe.init:
         try:
-            denoiser.backbone.load_state_dict(load(recipe.init).backbone.state_dict())
+            denoiser.backbone.load_state_dict(_widened(load(recipe.init).backbone, denoiser.backbone).state_dict())
         except (CheckpointError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise RecipeError(
                 f"init: cannot start from {recipe.init!r} ({reason}): give a model with this network"
             ) from None
     return denoiser
+
+
+def _widened(start: nn.Module, target: nn.Module) -> nn.Module:
+    """An unconditional U-Net, with the inputs for a measurement at zero weight where the target has them."""
+    if isinstance(start, UNetBackbone) and isinstance(target, UNetBackbone) and target.conditioned > start.conditioned:
+        return UNetBackbone.from_pretrained(start.network, sign=start.sign)
+    return start
 
 
 def _from_base(recipe: Recipe) -> NetworkDenoiser:
