@@ -153,11 +153,11 @@ def test_what_is_spent_is_counted(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_results_do_not_depend_on_the_batch(name: str) -> None:
     """A norm, step or noise shared by the batch: a photo would be restored differently beside other photos. The second
-    measurement is far off on purpose, so that a norm over both would be another one."""
+    measurement is far off on purpose, so that a norm over both would be another one, and has a noise of its own."""
     prior = mixture()
     A = Inpainting(mask())
     y = problem_of(prior, A, count=1).y
-    together = ExactPosterior(prior, A, torch.cat([y, 5 * y]), 0.05)
+    together = ExactPosterior(prior, A, torch.cat([y, 5 * y]), torch.tensor([0.05, 0.2], dtype=torch.float64))
     alone = ExactPosterior(prior, A, y, 0.05)
     settings = QUICK.get(name, {})
     many = METHODS[name](together, 3, 8, **settings).answers

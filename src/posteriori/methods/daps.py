@@ -52,15 +52,14 @@ def daps(
     """
     if nfe < flow_steps:
         raise MethodError(f"daps spends {flow_steps} evaluations a step, got nfe={nfe}: give at least that")
-    s_y = torch.as_tensor(posterior.sigma_y)
-    if tau == "calibrated" and bool((s_y <= 0).any()):
+    if tau == "calibrated" and bool((torch.as_tensor(posterior.sigma_y) <= 0).any()):
         raise MethodError("the calibrated tau needs a positive sigma_y: give a tau, such as 0.01")
     schedule, steps = posterior.schedule, nfe // flow_steps
     top = min(HIGHEST, float(schedule.ratio(torch.tensor(schedule.t_max, dtype=torch.float64))))
     ratios = torch.cat([_levels(top, LOWEST, steps), torch.zeros(1, dtype=torch.float64)])
 
     def method(problem: Problem) -> Transition:
-        temperature = problem.scalar(2**0.5 * s_y if tau == "calibrated" else tau)
+        temperature = problem.scalar(2**0.5 * problem.sigma_y if tau == "calibrated" else tau)
         first_step = rate * (temperature / TAU) ** 2 if tau == "calibrated" else torch.full_like(temperature, rate)
         done = 0
 
