@@ -37,6 +37,7 @@ from posteriori.bench.exact_problems import OperatorName, PriorSpec, make_measur
 from posteriori.bench.patches import PatchFit, bundled_photos, patch_mixture
 from posteriori.bench.photos import TASKS
 from posteriori.bench.photos import Problem as PhotoProblem
+from posteriori.bench.sampler_tables import curve_table, figure, solver_table, summary
 from posteriori.bench.sampler_variants import (
     ancestral,
     churned,
@@ -56,8 +57,6 @@ from posteriori.solvers import State, Transition, ddim, dpmpp, euler, heun, step
 __all__ = ["ATTEMPTS", "PROBLEMS", "Attempt", "Exact", "carry", "main"]
 
 Make = Callable[[ExactPosterior], Transition]
-MEASURES = ("pair", "covariance", "whitened", "residual")
-DISTANCES = ("sw2", "mean", "covariance", "weights")
 NFE = (4, 5, 6, 8, 10, 12, 16, 20, 50, 100)
 
 # prior, d, operator, sigma_y
@@ -121,6 +120,8 @@ ATTEMPTS = {
     "exponential, 4 values": Attempt(partial(open_exponential, order=4)),
     "exponential, 2 values, corrector": Attempt(partial(open_exponential, order=2, corrector=True)),
     "exponential, 3 values, corrector": Attempt(partial(open_exponential, corrector=True)),
+    "exponential, log q levelling off at 8 s": Attempt(partial(open_exponential, knee=8.0)),
+    "exponential, log q levelling off at 8 s, corrector": Attempt(partial(open_exponential, knee=8.0, corrector=True)),
     "exponential, polynomial in theta": Attempt(partial(open_exponential, clock="theta")),
     "exact for the prior alone": Attempt(partial(open_exponential, exact="prior")),
     "data prediction, 3 values (DPM-Solver++ 3M)": Attempt(partial(open_exponential, exact="nothing")),
@@ -143,9 +144,9 @@ ATTEMPTS = {
 GRID = {
     f"{start:g} {stop:g} {rho:g}": Attempt(exponential, options=(("start", start), ("stop", stop), ("rho", rho)))
     for start, stop, rho in [
-        *[(a, 0.01, 15.0) for a in (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 40.0)],
-        *[(4.0, b, 15.0) for b in (0.0025, 0.005, 0.02, 0.04, 0.1)],
-        *[(4.0, 0.01, c) for c in (3.0, 7.0, 50.0)],
+        *[(a, 0.01, 15.0) for a in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 16.0, 40.0)],
+        *[(5.0, b, 15.0) for b in (0.0025, 0.005, 0.02, 0.04, 0.1)],
+        *[(5.0, 0.01, c) for c in (3.0, 7.0, 50.0)],
     ]
 }
 
@@ -228,12 +229,6 @@ class Exact:
         return {"distances": found, "weights": [round(w, 3) for w in self.exact.weights.tolist()]}
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> list[float]:
-    """Geometric mean over problems of every solver error (1e-3 at least), and the largest of each."""
-    values = np.array([[r["solver"][m] for m in MEASURES] for r in rows]) + 1e-3
-    return [*np.exp(np.log(values).mean(0)), *values.max(0)]
-
-
 def photo_row(denoiser: Any, problem: PhotoProblem, attempt: Attempt, nfe: int, n: int) -> dict[str, Any]:
     """Figures of one photo in one task."""
     posterior = ExactPosterior(denoiser, problem.A, problem.y, problem.sigma_y)
@@ -283,65 +278,6 @@ def run_photos(args: argparse.Namespace) -> str:
     ratios_of = ["MSE sample / mean", "MSE mean of samples / mean"]
     header = ["sampler", "evaluations", "task", "CRPS x100", "residual", *ratios_of]
     return markdown_table(header, lines, names=3)
-
-
-def solver_table(found: dict[str, list[dict[str, Any]]], first: str) -> str:
-    """One line for every attempt: means over problems, and the worst problem."""
-    header = [first, *[f"{m}" for m in MEASURES], *[f"worst {m}" for m in MEASURES]]
-    return markdown_table(header, [[name, *[f"{v:.3f}" for v in summary(rows)]] for name, rows in found.items()])
-
-
-def curve_table(curves: dict[str, dict[int, list[dict[str, Any]]]], floors: list[dict[str, Any]]) -> str:
-    """Every measure against the evaluations; distances to the exact posterior over their floor."""
-    lines = []
-    for name, by_nfe in curves.items():
-        for k, measure in enumerate(MEASURES):
-            lines.append([measure, name, *[f"{summary(rows)[k]:.3f}" for rows in by_nfe.values()]])
-    for name, by_nfe in curves.items():
-        for measure in DISTANCES:
-            ratios = [
-                np.exp(np.mean([np.log(_over(r["distances"][measure], f["distances"][measure]))
-                                for r, f in zip(rows, floors, strict=True)]))
-                for rows in by_nfe.values()
-            ]  # fmt: skip
-            lines.append([f"{measure} / floor", name, *[f"{r:.2f}" for r in ratios]])
-    lines.sort(key=lambda line: line[0])
-    nfes = next(iter(curves.values()))
-    return markdown_table(["geometric mean over problems", "sampler", *map(str, nfes)], lines, names=2)
-
-
-def _over(value: float, floor: float) -> float:
-    return (value + 1e-4) / (floor + 1e-4)
-
-
-def figure(curves: dict[str, dict[int, list[dict[str, Any]]]], problems: Sequence[str], path: Path) -> None:
-    """Covariance error against evaluations: one panel for every problem, and their mean."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    columns = 5
-    fig, axes = plt.subplots(-(-(len(problems) + 1) // columns), columns, figsize=(17, 10), sharex=True)
-    for k, axis in enumerate(axes.flat):
-        if k > len(problems):
-            axis.axis("off")
-            continue
-        for name, by_nfe in curves.items():
-            rows = list(by_nfe.values())
-            heights = [summary(r)[1] if k == 0 else r[k - 1]["solver"]["covariance"] for r in rows]
-            bold = "default)" in name
-            axis.loglog(list(by_nfe), heights, marker=".", label=name, linewidth=2.4 if bold else 1.2)
-        axis.set_title("all problems (geometric mean)" if k == 0 else problems[k - 1], fontsize=9)
-        axis.grid(alpha=0.3)
-    for axis in axes[-1]:
-        axis.set_xlabel("evaluations")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("relative error of the covariance")
-    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="lower right", fontsize=9)
-    fig.tight_layout()
-    fig.savefig(path, dpi=90)
-    plt.close(fig)
 
 
 def run_exact(args: argparse.Namespace) -> dict[str, str]:

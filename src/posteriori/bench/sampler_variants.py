@@ -60,10 +60,14 @@ def open_exponential(
     exact: Exact = "posterior",
     clock: Clock = "log q",
     corrector: bool = False,
+    knee: float = math.inf,
 ) -> Transition:
-    """The exponential integrator with its choices open (module's head)."""
+    """The exponential integrator, its choices open (module's head); ``log q`` levels off at ``knee`` times ``s``."""
     basis = _Coefficients(posterior, exact)
-    v = basis.v
+    v, bend = basis.v, 1 / (knee * posterior.denoiser.data_std)
+
+    def time(q: Tensor) -> Tensor:
+        return torch.atan(q / v.sqrt()) if clock == "theta" else (q / (1 + bend * q)).log()
 
     def weights(levels: list[float], start: float, q: float) -> list[Tensor]:
         """Integrals over ``theta`` from ``q`` to ``start`` of Lagrange's polynomials through ``levels``."""
@@ -72,8 +76,8 @@ def open_exponential(
         total = [torch.zeros_like(v) for _ in levels]
         for node, weight in zip(_NODES, _WEIGHTS, strict=True):
             theta = low + width * (node + 1) / 2
-            x = theta if clock == "theta" else (v.sqrt() * theta.tan()).log()
-            at = [torch.atan(p / v.sqrt()) if clock == "theta" else torch.full_like(v, math.log(p)) for p in levels]
+            x = time(v.sqrt() * theta.tan())
+            at = [time(torch.full_like(v, p)) for p in levels]
             for j in range(len(levels)):
                 factor = torch.full_like(v, weight / 2)
                 for k in range(len(levels)):
