@@ -124,7 +124,7 @@ def compare(args: Any) -> list[dict[str, Any]]:
     if args.out:
         picture = contact_sheet(
             sheet, titles, "All methods on one denoiser", cell=args.size,
-            footer="r: whitened residual, 1 for posterior samples; evaluations + backward passes (b), CPU seconds of one "
+            footer="r: whitened residual, 1 for posterior samples; evaluations + backward passes (b), CPU seconds of a "
             f"sample; {args.size} x {args.size} pixels, sigma_y {args.sigma_y:g}",
         )  # fmt: skip
         write_atomically(Path(args.out), _jpeg(picture))

@@ -148,7 +148,7 @@ class Entry:
 
 
 METHODS: dict[str, Entry] = {
-    "eps": Entry("eps:exact_posterior_score", 20, extra=1),
+    "eps": Entry("eps:exact_posterior_score", 8, extra=1),
     "palette": Entry("palette:palette", 20, extra=1),
     "zero-shot-pivot": Entry("zero_shot_pivot:zero_shot_pivot", 20),
     "dps": Entry("dps:dps", 1000),
@@ -228,9 +228,8 @@ class Problem:
     def noises(self, count: int) -> Tensor:
         """``count`` of them, ``(count, B, *signal)``, in one call of each generator."""
         shape = (count, *self.posterior.shape[1:])
-        return torch.stack([torch.randn(shape, generator=g, dtype=self.y.dtype) for g in self._generators], 1).to(
-            self.y
-        )
+        rows = [torch.randn(shape, generator=g, dtype=self.y.dtype) for g in self._generators]
+        return torch.stack(rows, 1).to(self.y.device)
 
     def residual(self, x: Tensor) -> Tensor:
         """``y - A x``, 0 where nothing was measured."""
