@@ -39,7 +39,7 @@ class Solution:
     Attributes:
         x: the solution, shape ``(B, ...)``.
         iterations: iterations spent on the slowest sample.
-        bound: ``(B,)``, an upper bound on the whitened error of every sample.
+        bound: ``(B,)``, an upper bound on the whitened error of every sample, but for the rounding of ``gram`` itself.
         converged: ``(B,)`` booleans, whether ``bound`` is within twice the tolerance.
     """
 

@@ -155,6 +155,7 @@ class KrylovOperator(LinearOperator):
         self, rhs: Tensor, a: Tensor, b: Tensor, unit: Tensor, guess: Tensor | None, tolerance: float,
         quadrature: bool = True,
     ) -> Solution:  # fmt: skip
+        """Conjugate gradients with this operator's preconditioner."""
         return conjugate_gradients(
             self.gram, rhs, a, b, unit=unit, guess=guess, preconditioner=self._preconditioner(a, b, rhs),
             tolerance=tolerance, max_iterations=self.max_iterations, quadrature=quadrature,
@@ -213,12 +214,13 @@ class KrylovOperator(LinearOperator):
         """Largest eigenvalue of ``A^T A`` of every sample, a little too small, broadcastable to ``like``."""
         key = ("largest", *like.shape[1:], like.device)
         if key not in self._known:
-            generator = torch.Generator().manual_seed(0)
-            probe = torch.randn(like.shape[1:], generator=generator).to(like.device, self.solve_dtype)
-            process = Lanczos(self.gram, torch.sqrt, probe.expand(self.samples(like.ndim) or 1, *probe.shape), 0.0)
-            for _ in range(min(12, probe.numel())):
-                process.extend()
-            self._known[key] = process.ritz_values()[:, -1]
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+                probe = torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(0))
+                probe = probe.to(like.device, self.solve_dtype).expand(self.samples(like.ndim) or 1, *probe.shape)
+                process = Lanczos(self.gram, torch.sqrt, probe, 0.0)
+                for _ in range(min(12, probe[0].numel())):
+                    process.extend()
+                self._known[key] = process.ritz_values()[:, -1]
         return self._known[key].reshape(-1, *[1] * (like.ndim - 1))
 
     def _preconditioner(self, a: Tensor, b: Tensor, like: Tensor) -> Preconditioner | None:
@@ -281,8 +283,7 @@ class KrylovOperator(LinearOperator):
 
         Stops where the estimated relative error is within ``spectral_tolerance``. Where ``krylov_dimension`` comes
         first the operator is taken apart if it is small enough, and a warning given if not; smooth ``f`` need few
-        dimensions. Differentiable in ``v`` and in what ``f`` holds, not in the
-        operator's own parameters.
+        dimensions. Differentiable in ``v`` and in what ``f`` holds, not in the operator's own parameters.
         """
         found = self.evaluate(f, v)
         if not bool(found.converged.all()):
@@ -300,10 +301,14 @@ class KrylovOperator(LinearOperator):
         rows = v.detach().to(self.solve_dtype)
         process = Lanczos(self.gram, f, rows, self.spectral_tolerance)
         error = process.run(self._dimension(v))
+        late = error > self.spectral_tolerance
+        parts = self._decomposition(v) if bool(late.any()) else None
+        if parts is None and bool(late.any()) and process.dimension < self.krylov_dimension:
+            error = process.run(self.krylov_dimension)  # parameters are being fitted
         result = process.combine(process.weights()).reshape(v.shape)
         result = (per_sample(process.norm, result) * result).to(v.dtype)
-        dimension, late = process.dimension, error > self.spectral_tolerance
-        if bool(late.any()) and (parts := self._decomposition(v)) is not None:
+        dimension = process.dimension
+        if parts is not None:
             result = torch.where(per_sample(late, v) > 0, parts.apply(f, rows).to(v.dtype), result)
             error = torch.where(late, parts.error(self.gram, rows), error)
             dimension = parts.lam.shape[1]
@@ -323,9 +328,8 @@ class KrylovOperator(LinearOperator):
         probe = torch.randint(0, 2, like.shape[1:], generator=generator).to(like) * 2 - 1
         count = self.samples(like.ndim) or 1  # one probe serves all samples of one operator
         probe = probe.expand(count, *like.shape[1:]).to(self.solve_dtype).contiguous()
-        most = self._dimension(like)
         process = Lanczos(self.gram, f, probe, self.spectral_tolerance, like.shape[0], quadrature=True)
-        late = process.run(most) > self.spectral_tolerance
+        late = process.run(self._dimension(like)) > self.spectral_tolerance
         mean = per_sample(process.weights()[:, 0].to(like.dtype), like)
         if bool(late.any()) and (parts := self._decomposition(like)) is not None:
             return torch.where(per_sample(late, like) > 0, parts.diagonal(f, like), mean)
