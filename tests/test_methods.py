@@ -195,7 +195,8 @@ def test_iterative_operators_give_what_exact_ones_give(name: str) -> None:
     )
     A.tolerance = A.spectral_tolerance = 1e-8
     iterative = ExactPosterior(prior, A, exact.y, exact.sigma_y)
-    settings = QUICK.get(name, {})
+    # the default sampler takes other steps where it does not know the singular values
+    settings = {"solver": "dpmpp"} if name in ("eps", "palette") else QUICK.get(name, {})
     if name in ("ddrm", "ddnm"):
         with pytest.raises(MethodError, match=f"{name} needs the singular values.*pigdm"):
             METHODS[name](iterative, 1, 6, **settings)
