@@ -149,7 +149,7 @@ class Entry:
 
 METHODS: dict[str, Entry] = {
     "eps": Entry("eps:exact_posterior_score", 8, extra=1),
-    "palette": Entry("palette:palette", 20, extra=1),
+    "palette": Entry("palette:palette", 8, extra=1),
     "zero-shot-pivot": Entry("zero_shot_pivot:zero_shot_pivot", 20),
     "dps": Entry("dps:dps", 1000),
     "daps": Entry("daps:daps", 100),
