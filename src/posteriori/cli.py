@@ -154,7 +154,7 @@ def restore(
     samples: Annotated[int, typer.Option(help="Posterior samples.")] = 4,
     nfe: Annotated[
         int | None,
-        typer.Option(help="Network evaluations per sample (default: the method's own; eps 20)", show_default=False),
+        typer.Option(help="Network evaluations per sample (default: the method's own; eps 8)", show_default=False),
     ] = None,
     method: Annotated[
         str,
@@ -224,7 +224,7 @@ def _box(text: str | None) -> tuple[int, int] | None:
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the contact sheet.")] = Path("demo"),
-    nfe: Annotated[int, typer.Option(help="Network evaluations per sample.")] = 20,
+    nfe: Annotated[int, typer.Option(help="Network evaluations per sample.")] = 8,
     model: Model = "photo",
     seed: Seed = 0,
     device: Device = "auto",

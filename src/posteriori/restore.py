@@ -66,7 +66,7 @@ class RestoreOptions:
     """
 
     samples: int = 4
-    nfe: int = 20
+    nfe: int = 8
     method: str = "eps"
     model: str = "photo"
     seed: int = 0

@@ -82,7 +82,7 @@ def sample(
 def sample(
     posterior: ExactPosterior,
     n: int = 1,
-    nfe: int = 20,
+    nfe: int = 8,
     seed: int | Sequence[int] = 0,
     *,
     solver: Solver = "exponential",

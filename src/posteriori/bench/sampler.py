@@ -255,13 +255,14 @@ def run_photos(args: argparse.Namespace) -> str:
     denoiser.backbone = HalfPrecision(denoiser.backbone)
     names = list(CURVES)
     lines = []
-    for name, nfe in [(names[4], 8), (names[2], 8), (names[2], 20), (names[3], 8), (names[4], 20), (names[0], 100)]:
+    shown = [(names[k], nfe) for k, nfe in ((4, 8), (2, 8), (2, 20), (3, 8), (4, 20), (0, 100))]
+    for name, nfe in [*shown, ("exact for the prior alone", 8), ("exponential, 3 values, corrector", 8)]:
         cells = []
         for task in TASKS:
 
             def compute(file: Path, task: str = task, name: str = name, nfe: int = nfe) -> dict[str, Any]:
                 problem = PhotoProblem(file, task, args.size, 0.05)
-                return photo_row(denoiser, problem, CURVES[name], nfe, args.photo_samples)
+                return photo_row(denoiser, problem, ATTEMPTS[name], nfe, args.photo_samples)
 
             key = {"attempt": name, "nfe": nfe, "task": task, "size": args.size, "samples": args.photo_samples}
             found = [rows.get(partial(compute, file), photo=file.name, **key) for file in files]
