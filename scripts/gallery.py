@@ -169,7 +169,7 @@ def sheet(entry: Entry, denoiser: po.NetworkDenoiser, slices: Tensor | None) -> 
     """The picture of an operator."""
     size = 192
     if entry.network and not entry.make((3, size, size)).exact:
-        size = 96  # iterative solves take their time
+        size = 64  # small enough to be taken apart where iterations would be many
     if not entry.photo:
         assert slices is not None
         x_0 = slices[len(slices) // 4 * 2 + 1][None]  # the prior is of the even ones
