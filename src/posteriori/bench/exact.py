@@ -17,6 +17,7 @@ draws from that model's posterior: the best that any method told the same can do
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import asdict
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -78,7 +79,7 @@ class Problem:
 
     def posterior(self, device: str = "cpu") -> ExactPosterior:
         """What a method is given."""
-        return ExactPosterior(self.prior.to(device), self.told_A, self.y.to(device), self.told_sigma_y)
+        return ExactPosterior(on_device(self.prior, device), self.told_A, self.y.to(device), self.told_sigma_y)
 
 
 class ExactBenchmark:
@@ -145,14 +146,14 @@ class ExactBenchmark:
         place = ("selection", 0) if spec.prior.kind == "patches" else (spec.operator, spec.seed)
         return Problem(spec, self._prior(spec.prior, *place), samples, told, signal)
 
-    def settings(self, name: str, spec: ProblemSpec, told: Told, nfe: int, seed: int) -> tuple[Row, Row]:
-        """Settings of a method for a problem, and what tuning found: sw2 of every candidate."""
+    def settings(self, name: str, spec: ProblemSpec, nfe: int, seed: int) -> tuple[Row, Row]:
+        """Settings of a method for a problem, and what tuning, with the right model, found: sw2 of every candidate."""
         method = self.plan.methods[name]
         scores: Row = {}
         if not method.tune:
             return method.settings, scores
         (setting, candidates), *_ = method.tune.items()
-        problem = self.problem(spec, self.plan.tuning.samples, told, VALIDATION)
+        problem = self.problem(spec, self.plan.tuning.samples, Told(), VALIDATION)
         for value in candidates:
             trial = {**method.settings, setting: value}
             points = self._run(name, problem.posterior(self.device), self.plan.tuning.samples, nfe, seed, trial)[1]
@@ -176,13 +177,13 @@ class ExactBenchmark:
         if name == FLOOR:
             row: Row = {"distances": problem.floor[0]}
             if told != Told():
-                exact = self.prior_posterior(problem)
-                points = exact.sample(samples, torch.Generator().manual_seed(self.plan.seed)).flatten(1)
+                wrong = problem.prior.posterior(problem.told_A, problem.y, problem.told_sigma_y)
+                points = wrong.sample(samples, torch.Generator().manual_seed(self.plan.seed)).flatten(1)
                 row = {"distances": problem.reference.distances(points)}
             else:
                 points = problem.reference.sets[0]
         else:
-            settings, scores = self.settings(name, spec, told, nfe, self.plan.seed)
+            settings, scores = self.settings(name, spec, nfe, self.plan.seed)
             posterior = problem.posterior(self.device)
             with Meter(self.device) as meter:
                 estimate, points = self._run(name, posterior, samples, nfe, self.plan.seed, settings)
@@ -190,19 +191,11 @@ class ExactBenchmark:
             row |= {"tuned": scores} if scores else {}
         row["floor"], row["limit"] = problem.floor
         shown = self.plan.picture
-        pictured = (spec.prior.kind, spec.prior.d, spec.operator, spec.sigma_y) == (
-            "mixture",
-            2,
-            shown.operator,
-            shown.sigma_y,
-        )
-        if pictured and told == Told() and nfe in (0, shown.nfe):
+        here = (spec.prior.kind, spec.prior.d, spec.operator, spec.sigma_y)
+        pictured = here == ("mixture", 2, shown.operator, shown.sigma_y) and told == Told()
+        if pictured and nfe in (0, shown.nfe):
             row["points"] = [[round(v, 3) for v in p] for p in points[: shown.points].tolist()]
         return row
-
-    def prior_posterior(self, problem: Problem) -> GaussianMixture:
-        """The posterior under the model that methods are told."""
-        return problem.prior.posterior(problem.told_A, problem.y, problem.told_sigma_y)
 
     def calibrate(self, spec: ProblemSpec, part: Calibration, name: str) -> Row:
         """Ranks of the truth among a method's samples."""
@@ -217,8 +210,10 @@ class ExactBenchmark:
             ]
             samples = torch.stack(draws, 1)
         else:
-            settings, scores = self.settings(name, spec, Told(), part.nfe, self.plan.seed)
-            posterior = ExactPosterior(problem.prior.to(self.device), problem.A, y.to(self.device), problem.sigma_y)
+            settings, scores = self.settings(name, spec, part.nfe, self.plan.seed)
+            posterior = ExactPosterior(
+                on_device(problem.prior, self.device), problem.A, y.to(self.device), problem.sigma_y
+            )
             with Meter(self.device) as meter:
                 estimate, points = self._run(name, posterior, part.samples, part.nfe, self.plan.seed, settings)
             samples = points.reshape(part.samples, *truth.shape)
@@ -234,6 +229,11 @@ class ExactBenchmark:
         from posteriori.bench.exact_report import write_report
 
         write_report(self, rows, document)
+
+
+def on_device(prior: GaussianMixture, device: str) -> GaussianMixture:
+    """The prior itself, or a copy: distances are computed on the CPU."""
+    return prior if device == "cpu" else deepcopy(prior).to(device)
 
 
 def _costs(estimate: Estimate, samples: int) -> Row:

@@ -194,10 +194,10 @@ def tuned_table(rows: Sequence[Row], names: Sequence[str]) -> Table:
     lines = []
     for name in names:
         chosen = [r for r in rows if r["method"] == name and "tuned" in r]
+        setting = next(iter(chosen[0]["specification"]["tune"])) if chosen else ""
         for nfe in sorted({r["nfe"] for r in chosen}):
-            best = [min(r["tuned"], key=r["tuned"].__getitem__) for r in chosen if r["nfe"] == nfe]
-            counts = ", ".join(f"{v}: {best.count(v)}" for v in sorted(set(best), key=float))
-            (setting,) = chosen[0]["specification"]["tune"]
+            best = [r["settings"][setting] for r in chosen if r["nfe"] == nfe]
+            counts = ", ".join(f"{v:g}: {best.count(v)}" for v in sorted(set(best)))
             lines.append([name, setting, nfe, counts])
     return Table(
         "Settings tuned on another measurement: how many problems took which",
