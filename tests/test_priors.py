@@ -96,6 +96,20 @@ def test_derivative_is_the_covariance() -> None:
     torch.testing.assert_close(q**2 * jacobian, joint.covariance, rtol=1e-8, atol=1e-10)
 
 
+def test_samples_that_diverged_stay_apart() -> None:
+    """A method that diverges in one sample would end with an error about shapes, or spoil the others."""
+    prior = mixture(5, 3, 5)
+    u = prior.sample(4, torch.Generator().manual_seed(0))
+    zeros = torch.zeros(4, 5, dtype=torch.float64)
+    expected = prior(u, 0.3, Nothing(), zeros, 1.0).mean
+    broken = u.clone()
+    broken[1] = float("nan")
+    answer = prior(broken, 0.3, Nothing(), zeros, 1.0).mean
+    torch.testing.assert_close(answer[[0, 2, 3]], expected[[0, 2, 3]])
+    assert bool(answer[1].isnan().all())
+    assert bool(prior(broken[1:2], 0.3, Nothing(), zeros[:1], 1.0).mean.isnan().all())
+
+
 def test_log_density_integrates_to_one() -> None:
     """The log score would be off by a constant."""
     prior = mixture(2, 3, 2)

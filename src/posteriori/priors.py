@@ -263,7 +263,7 @@ class GaussianMixture(Denoiser):
         total = given.variances + variance[:, None]  # of C'_k + q^2 I
         log_joint = given.log_weights - 0.5 * (white.square().sum(2) + (c.square() / total + total.log()).sum(2))
         r = torch.softmax(log_joint, 1)
-        near = (r > NEGLIGIBLE).any(0)  # most components are out of the question when the noise is small
+        near = ~(r <= NEGLIGIBLE).all(0)  # most components are out of the question when the noise is small; NaN is not
         answer = (centre + given.variances / total * c)[:, near]
         return _rotate_back(r[:, near, None] * answer, given.axes[:, near])
 
