@@ -49,11 +49,11 @@ class Monitor:
         self.live = bool(show) and self.console.is_terminal
         self._progress = Progress(
             TextColumn("training"), BarColumn(bar_width=None), MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}"), TextColumn("{task.fields[rate]:.1f} images/s"),
+            TextColumn("loss {task.fields[loss]}"), TextColumn("{task.fields[rate]:.1f} images/s"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console, disable=not self.live,
             refresh_per_second=2, expand=True,
         )  # fmt: skip
-        self._task = self._progress.add_task("training", total=steps, completed=start, loss=float("nan"), rate=0.0)
+        self._task = self._progress.add_task("training", total=steps, completed=start, loss="-", rate=0.0)
         self._recent: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=50)
         self._images, self._shown = 0, 0.0
 
@@ -93,7 +93,7 @@ class Monitor:
 
     def show(self, step: int, loss: float) -> None:
         """Update the progress line."""
-        self._progress.update(self._task, completed=step, loss=loss, rate=self.rate)
+        self._progress.update(self._task, completed=step, loss=f"{loss:.4f}", rate=self.rate)
 
     def log(self, path: Path, row: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
