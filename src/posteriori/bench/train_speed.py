@@ -57,7 +57,7 @@ def diffusers_loop(images: np.ndarray, config: Network, batch: int, steps: int) 
     from torch.utils.data import DataLoader, TensorDataset
 
     accelerator = Accelerator(mixed_precision="no")
-    model = UNet2DModel(**config, in_channels=3, out_channels=3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = UNet2DModel(**config, in_channels=3, out_channels=3).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, betas=(0.9, 0.99), fused=True)
     average = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
     scheduler = DDPMScheduler()
