@@ -207,6 +207,21 @@ def tuned_table(rows: Sequence[Row], names: Sequence[str]) -> Table:
     )
 
 
+def edges(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """Methods whose tuning chose the largest or smallest candidate in most rows: they might do better outside."""
+    found = []
+    for name in names:
+        chosen = [r for r in rows if r["method"] == name and "tuned" in r]
+        for setting, candidates in chosen[0]["specification"]["tune"].items() if chosen else ():
+            for end in (min(candidates), max(candidates)):
+                count = sum(r["settings"][setting] == end for r in chosen)
+                if 2 * count > len(chosen):
+                    found.append(
+                        f"{name} took {setting} = {end:g}, the end of its candidates, in {count} of {len(chosen)}"
+                    )
+    return "; ".join(found) + (": a wider search may do better." if found else "")
+
+
 def write_report(run: ExactBenchmark, rows: list[Row], document: Path) -> None:
     """Write the document, its figures in ``figures/`` beside it, and all tables as LaTeX and CSV in the run's folder.
 
@@ -264,7 +279,7 @@ def write_report(run: ExactBenchmark, rows: list[Row], document: Path) -> None:
         add("problems", by_problem(grid, names))
         add("costs", costs(grid, names))
         if any("tuned" in r for r in grid):
-            add("tuned", tuned_table(grid, names))
+            add("tuned", tuned_table(grid, names), edges(grid, names))
     failed = [r for r in rows if "error" in r]
     if failed:
         parts.append("Not measured:\n\n" + "\n".join(sorted({f"- {r['method']}: {r['error']}" for r in failed})))
