@@ -243,3 +243,26 @@ def test_gradient_reaches_the_network_alone() -> None:
     loss, _ = eps_loss(denoiser, [problem], NoiseLevels())
     loss.backward()
     assert float(network.weight.grad.abs().sum()) > 0
+
+
+class Told(nn.Module):
+    """Predicts the class it is told."""
+
+    def forward(self, inputs: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
+        assert conditioning.classes is not None
+        return conditioning.classes.to(inputs)[:, None].expand_as(inputs)
+
+
+def test_classes_reach_their_own_samples() -> None:
+    """A class-conditional model is fine-tuned with no labels, or with those of the batch's other groups."""
+    denoiser = NetworkDenoiser(Told(), VE(0.05, 20.0), Scaling("x_0", S), "scalar")
+    groups = [torch.tensor([3, 1]), torch.tensor([2, 0, 5])]
+    operators: list[LinearOperator] = [Identity(), Nothing()]
+    problems = [
+        Problem(c.to(F64)[:, None].expand(-1, 4), A, torch.full((len(c),), 0.1, dtype=F64), c)
+        for c, A in zip(groups, operators, strict=True)
+    ]
+    _, each = eps_loss(denoiser, problems, NoiseLevels())
+    assert float(each.max()) == 0
+    with pytest.raises(ValueError, match="give them for all"):
+        eps_loss(denoiser, [problems[0], Problem(problems[1].x_0, Nothing(), problems[1].sigma_y)], NoiseLevels())

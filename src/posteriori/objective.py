@@ -42,11 +42,13 @@ class Problem:
         x_0: ``(B, *signal)``.
         A: the operator, possibly with per-sample parameters.
         sigma_y: ``(B,)``.
+        classes: ``(B,)``, what a class-conditional backbone is told; its own labels when left out.
     """
 
     x_0: Tensor
     A: LinearOperator
     sigma_y: Tensor
+    classes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,13 @@ def eps_loss(
 
     Returns:
         The mean objective, and the loss of every sample (not divided) in the order of the groups, detached.
+
+    Raises:
+        ValueError: when some of the problems have classes and others none: they share one evaluation.
     """
+    classes = [p.classes for p in problems if p.classes is not None]
+    if classes and len(classes) != len(problems):
+        raise ValueError("classes are given for some problems of a batch only: give them for all, or for none")
     prepared: list[Prepared] = []
     expected: list[Tensor] = []
     with torch.no_grad():
@@ -153,6 +161,7 @@ def eps_loss(
         torch.cat([p.conditioning.diagonal for p in prepared]),
         torch.cat([p.conditioning.sigma_y for p in prepared]),
         torch.cat([p.conditioning.known for p in prepared]),
+        torch.cat(classes) if classes else None,
     )
     c_noise = torch.cat([p.c_noise for p in prepared])
     prediction = denoiser.backbone(torch.cat([p.inputs for p in prepared]), c_noise, conditioning).float()
