@@ -331,7 +331,7 @@ def benchmark(
     """Measure what a recipe lists, and write tables and figures. A run that was stopped continues where it was."""
     device = set_up(device, threads)
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib as mpl  # noqa: F401
         import scipy  # noqa: F401
         import yaml  # noqa: F401
     except ModuleNotFoundError as error:
