@@ -1,6 +1,6 @@
 r"""Samples against an exactly known posterior: what is left is the solver's error alone.
 
-    python -m posteriori.bench.mixture [--dims 16 64 --nfe 1 10 20 50 100] [--out mixture.jsonl]
+    python -m posteriori.bench.mixture [--dims 16 64 --nfe 1 8 20 50 100] [--out mixture.jsonl]
 
 The prior is a Gaussian mixture, so is the posterior given ``y = A x_0 + sigma_y noise``, and the denoiser has no
 network error. Distances of 4,096 samples to the posterior stand beside the Monte Carlo floor, which is what 4,096
@@ -33,7 +33,7 @@ from posteriori.sample import Solver, sample
 
 __all__ = ["Floor", "main", "problem"]
 
-SOLVERS: tuple[Solver, ...] = ("dpmpp", "heun", "euler")
+SOLVERS: tuple[Solver, ...] = ("exponential", "dpmpp", "heun", "euler")
 MEASURES = ("sw2", "mean", "covariance", "weights")
 
 
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser("python -m posteriori.bench.mixture", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dims", type=int, nargs="+", default=[16, 64])
-    parser.add_argument("--nfe", type=int, nargs="+", default=[1, 10, 20, 50, 100])
+    parser.add_argument("--nfe", type=int, nargs="+", default=[1, 8, 20, 50, 100])
     parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=SOLVERS)
     parser.add_argument("--samples", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=2)

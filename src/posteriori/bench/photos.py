@@ -270,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder for results; a run continues what it finds there")
     parser.add_argument("--model", help="bundled name or folder; without it only the classical estimates are measured")
     parser.add_argument("--samples", type=int, default=0, help="posterior samples per photo, for the calibration")
-    parser.add_argument("--nfe", type=int, default=20, help="network evaluations per sample")
+    parser.add_argument("--nfe", type=int, default=8, help="network evaluations per sample")
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated")
     parser.add_argument("--limit", type=int, help="this many photos, evenly spread")
     parser.add_argument("--size", type=int, default=256, help="side of the centre crop")
