@@ -325,6 +325,9 @@ def benchmark(
     document: Annotated[
         Path | None, typer.Option(help="Markdown file of the report (default OUT/report.md)", show_default=False)
     ] = None,
+    paper: Annotated[
+        Path | None, typer.Option(help="JSON file with a paper's tables, shown beside (images).", show_default=False)
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
@@ -338,6 +341,7 @@ def benchmark(
         raise UsageError(f"benchmarks need {error.name}: pip install 'posteriori[benchmark]'") from None
     from posteriori.bench.runner import benchmark as run_benchmark
 
+    overrides = [*(overrides or []), *([f"paper={paper}"] if paper else [])]
     typer.echo(f"report: {run_benchmark(recipe, out, overrides, limit=limit, document=document, device=device)}")
 
 

@@ -61,7 +61,7 @@ class Benchmark(Protocol):
 
 
 # kind, as a recipe states it -> "module:class"
-KINDS = {"exact": "posteriori.bench.exact:ExactBenchmark"}
+KINDS = {"exact": "posteriori.bench.exact:ExactBenchmark", "images": "posteriori.bench.images:ImageBenchmark"}
 
 
 def identity(key: Row) -> str:

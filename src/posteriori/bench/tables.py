@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,20 +30,29 @@ class Table:
         header: of the columns.
         rows: cells, text or numbers; numbers are shown with two decimals, missing ones are "".
         names: how many columns, from the left, are names and not numbers.
+        bold: ``(row, column)`` of the cells to be set in bold, where the format has it.
     """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
     names: int = 1
+    bold: frozenset[tuple[int, int]] = frozenset()
 
     def markdown(self) -> str:
-        return markdown_table(self.header, self.rows, self.names)
+        return markdown_table(self.header, self._cells(lambda c: c, "**{}**"), self.names)
+
+    def _cells(self, escape: Callable[[str], str], bold: str) -> list[list[str]]:
+        texts = [[escape(f"{c:.2f}" if isinstance(c, float) else str(c)) for c in row] for row in self.rows]
+        return [
+            [bold.format(c) if (i, j) in self.bold else c for j, c in enumerate(row)] for i, row in enumerate(texts)
+        ]
 
     def latex(self) -> str:
         """A ``table`` for the package booktabs."""
         columns = "l" * self.names + "r" * (len(self.header) - self.names)
-        lines = [" & ".join(map(_latex, row)) + r" \\" for row in [self.header, *self.rows]]
+        rows = [[_latex(h) for h in self.header], *self._cells(_latex, r"\textbf{{{}}}")]
+        lines = [" & ".join(row) + r" \\" for row in rows]
         body = [lines[0], r"\midrule", *lines[1:]]
         return "\n".join(
             [r"\begin{table}", r"\centering", rf"\caption{{{_latex(self.title)}}}", rf"\begin{{tabular}}{{{columns}}}",
@@ -56,8 +65,7 @@ class Table:
         return stream.getvalue()
 
 
-def _latex(cell: object) -> str:
-    text = f"{cell:.2f}" if isinstance(cell, float) else str(cell)
+def _latex(text: str) -> str:
     return "".join(_SPECIAL.get(c, c) for c in text)
 
 
