@@ -159,8 +159,9 @@ class ImageRecipe:
             _among(grid.tasks, self.tasks, "grids.tasks")
             _among(grid.methods, self.methods, "grids.methods")
         _among(self.only, self.methods, "only")
+        measured = {t for g in self.grids for t in g.tasks or self.tasks}
         for name, task in self.tasks.items():
-            if task.kind == "sr" and self.size % task.scale:
+            if name in measured and task.kind == "sr" and self.size % task.scale:
                 raise ValueError(f"tasks.{name}: size {self.size} is no multiple of scale {task.scale}")
 
     def chosen(self, grid: Grid) -> list[str]:
