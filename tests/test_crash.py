@@ -146,15 +146,16 @@ def trained_in_a_child(plan: Recipe, run: Path, where: str = "") -> Iterator[tup
 def test_killed_at_random_moments(plan: Recipe, tmp_path: Path, uninterrupted: Path) -> None:
     """A machine that goes away at a bad moment would leave a run that cannot be continued, or ends with other weights.
 
-    The process is killed again and again, 0 to 0.5 s after its first step, until a child reaches the end; at least six
-    kills must have hit it before.
+    The process is killed again and again, up to a tenth of the whole run's time after its first step, until a child
+    reaches the end; at least six kills must have hit it before.
     """
+    whole = json.loads((uninterrupted / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
     rng, kills = np.random.default_rng(0), 0
     run = tmp_path / "run"
     for _ in range(60):
         with trained_in_a_child(plan, run) as (child, reader):
             os.read(reader, 1)  # it has begun
-            end = time.monotonic() + (float(rng.uniform(0, 0.5)) if kills < 12 else 300)
+            end = time.monotonic() + (float(rng.uniform(0, whole / 10)) if kills < 12 else 300)
             done, status = 0, 0
             while not done and time.monotonic() < end:
                 done, status = os.waitpid(child, os.WNOHANG)
