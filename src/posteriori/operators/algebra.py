@@ -27,10 +27,11 @@ from posteriori.operators.base import (
     SpectralFunction,
     SpectralOperator,
     full_precision,
+    name_of,
     per_sample,
 )
 from posteriori.operators.channels import ChannelMixing
-from posteriori.operators.composition import Composition, factors, name_of, only_in_space
+from posteriori.operators.composition import Composition, factors, only_in_space
 from posteriori.operators.cropping import Crop, CropAxis, Pad, PadAxis
 from posteriori.operators.dense import Matrix
 from posteriori.operators.diagonal import Identity, Inpainting, Weighting

@@ -32,7 +32,7 @@ Scalar = float | Tensor
 SpectralFunction = Callable[[Tensor], Tensor]
 F = TypeVar("F", bound=Callable[..., Any])
 
-__all__ = ["LinearOperator", "Scalar", "SpectralOperator", "full_precision", "per_sample", "transpose"]
+__all__ = ["LinearOperator", "Scalar", "SpectralOperator", "full_precision", "name_of", "per_sample", "transpose"]
 
 
 @overload
@@ -301,3 +301,8 @@ class SpectralOperator(LinearOperator):
                 f"{self.describe()} has no stable pseudo-inverse (condition number {condition:.1e}): "
                 "give a positive sigma_y instead of 0"
             )
+
+
+def name_of(A: LinearOperator) -> str:
+    """What an operator is called, without its solver."""
+    return A.describe().rpartition(" [")[0] or A.describe()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from posteriori.operators.base import LinearOperator, SpectralOperator, full_precision
+from posteriori.operators.base import LinearOperator, SpectralOperator, full_precision, name_of
 from posteriori.operators.cropping import Crop, Pad
 from posteriori.operators.diagonal import Weighting
 from posteriori.operators.fourier import FourierOperator
@@ -15,7 +15,7 @@ from posteriori.operators.kronecker import Separable
 from posteriori.operators.krylov import KrylovOperator, Surrogate
 from posteriori.operators.sampling import Sampling
 
-__all__ = ["Composition", "acts_in_space", "approximation", "factors", "name_of", "only_in_space"]
+__all__ = ["Composition", "acts_in_space", "approximation", "factors", "only_in_space"]
 
 
 class Composition(KrylovOperator):
@@ -94,11 +94,6 @@ class Composition(KrylovOperator):
 def factors(A: LinearOperator) -> tuple[LinearOperator, ...]:
     """What a composition is made of; ``(A,)`` when it is none."""
     return A.operators if isinstance(A, Composition) else (A,)
-
-
-def name_of(A: LinearOperator) -> str:
-    """What an operator is called, without its solver."""
-    return A.describe().rpartition(" [")[0] or A.describe()
 
 
 def only_in_space(A: LinearOperator) -> bool:

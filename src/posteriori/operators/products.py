@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from posteriori.operators.base import LinearOperator, SpectralFunction, SpectralOperator
+from posteriori.operators.base import LinearOperator, SpectralFunction, SpectralOperator, name_of
 from posteriori.operators.channels import Bayer, ChannelMixing
 from posteriori.operators.cropping import Crop, Pad
 from posteriori.operators.diagonal import Weighting
@@ -52,7 +52,7 @@ class PickingProduct(SpectralOperator):
         return first_samples(self.operators, ndim)
 
     def describe(self) -> str:
-        return f"{' @ '.join(A.describe().rpartition(' [')[0] for A in self.operators)} [{self.solver}]"
+        return f"{' @ '.join(map(name_of, self.operators))} [{self.solver}]"
 
     def forward(self, x: Tensor) -> Tensor:
         for A in reversed(self.operators):
@@ -149,7 +149,7 @@ class ChannelProduct(SpectralOperator):
         return first_samples((self.mixing, self.space), ndim)
 
     def describe(self) -> str:
-        return f"{' @ '.join(A.describe().rpartition(' [')[0] for A in (self.mixing, self.space))} [{self.solver}]"
+        return f"{' @ '.join(map(name_of, (self.mixing, self.space)))} [{self.solver}]"
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mixing.forward(self.space.forward(x))

@@ -29,6 +29,7 @@ from posteriori.operators.base import (
     SpectralFunction,
     SpectralOperator,
     full_precision,
+    name_of,
     per_sample,
 )
 from posteriori.operators.composition import acts_in_space, approximation
@@ -135,7 +136,7 @@ class Stack(LinearOperator):
         return _make(tuple(compose(A, other) for A in self.operators), self.weights, self.sigma_y, shape)
 
     def describe(self) -> str:
-        names = ", ".join(A.describe().rpartition(" [")[0] or A.describe() for A in self.operators)
+        names = ", ".join(map(name_of, self.operators))
         return f"Stack({names}) [{self.solver}]"
 
 
