@@ -262,13 +262,13 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
 }
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("sigma_y", [0.05, 0.0])
+@pytest.mark.parametrize(
+    ("operator", "sigma_y"),
+    [(name, s) for s in (0.05, 0.0) for name in OPERATORS if s > 0 or name != "blur"],  # a blur has no stable inverse
+)
 def test_pigdm_is_exact_for_the_prior_it_is_derived_from(operator: str, sigma_y: float) -> None:
     """A wrong weight of the guidance, or the push-through identity gone wrong, in the one model in which its covariance
     is true. Without noise it takes the pseudo-inverse."""
-    if operator == "blur" and sigma_y == 0:
-        pytest.skip("a blur has no stable pseudo-inverse")
     prior, A = isotropic(0.4, VE(sigma_max=0.7)), OPERATORS[operator]()
     posterior = problem_of(prior, A, sigma_y)
     u, q = first_state(prior.schedule)
