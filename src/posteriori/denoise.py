@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from posteriori.operators.base import LinearOperator, Scalar, SpectralFunction, per_sample
-from posteriori.pivot import linear_estimate, noise_variance, pivot, sample_generator
+from posteriori.pivot import estimate_from_measurement, linear_estimate, noise_variance, pivot, sample_generator
 from posteriori.scaling import NoiseLabel, Scaling
 from posteriori.schedule import Schedule
 
@@ -240,7 +240,7 @@ class NetworkDenoiser(Denoiser):
         if self.preconditioning in ("spectral", "scalar"):
             linear = linear_estimate(x_t, y, A, **scales, prior_std=s, guess=previous.linear if previous else None)
         else:
-            linear = _estimate_from_measurement(y, A, x_t, sigma_y, s)
+            linear = estimate_from_measurement(y, A, x_t.shape, sigma_y=sigma_y, prior_std=s)
 
         mu: Tensor | None = None
         near = previous.pivot_at(q) if previous else None
@@ -288,13 +288,6 @@ class NetworkDenoiser(Denoiser):
         mean = p.skip + p.out(prediction)
         mean = mean if self.clip is None else mean.clamp(-self.clip, self.clip)
         return Posterior(mean, x_t, *self.scales(x_t, t), p.linear, p.pivot)
-
-
-def _estimate_from_measurement(y: Tensor, A: LinearOperator, like: Tensor, sigma_y: Scalar, s: float) -> Tensor:
-    """Linear estimate from ``y`` alone. It tends to ``A^+ y`` as sigma_y -> 0; ``A^+ y`` itself would amplify the
-    noise of a blur without bound."""
-    nothing = torch.zeros_like(like)
-    return linear_estimate(nothing, y, A, alpha_t=0.0, sigma_t=1.0, sigma_y=sigma_y, prior_std=s)
 
 
 class ExactPosterior:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from posteriori.denoise import ExactPosterior
 from posteriori.operators.base import SpectralOperator
-from posteriori.pivot import linear_estimate, noise_variance
+from posteriori.pivot import estimate_from_measurement, noise_variance
 from posteriori.solvers import Mean, Noise, State, Transition
 
 __all__ = ["exponential"]
@@ -52,8 +52,7 @@ def exponential(posterior: ExactPosterior, order: int = 3) -> Transition:
     leave: Callable[[Tensor], Tensor]
     if isinstance(A, SpectralOperator):  # everything on coefficients: three transforms a step
         like = y.new_empty(1).expand(shape)
-        nothing = y.new_zeros(shape)
-        mu = linear_estimate(nothing, y, A, alpha_t=0.0, sigma_t=1.0, sigma_y=posterior.sigma_y, prior_std=s)
+        mu = estimate_from_measurement(y, A, shape, sigma_y=posterior.sigma_y, prior_std=s)
         # Q^2 of x_t at noise s is the variance that prior and measurement leave
         v = noise_variance(A, like, alpha_t=1.0, sigma_t=s, sigma_y=posterior.sigma_y)(A.eigenvalues(like))
         centre = A.coefficients(mu)

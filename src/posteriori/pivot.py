@@ -20,13 +20,14 @@ A Gaussian prior ``N(m, s^2 I)`` adds its precision, which gives the linear MMSE
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from posteriori.operators.base import LinearOperator, Scalar, SpectralFunction, per_sample
 
-__all__ = ["linear_estimate", "measure", "noise_variance", "pivot", "sample_pivot"]
+__all__ = ["estimate_from_measurement", "linear_estimate", "measure", "noise_variance", "pivot", "sample_pivot"]
 
 
 def _validate(sigma_y: Scalar) -> None:
@@ -108,6 +109,17 @@ def pivot(
     return linear_estimate(
         x_t, y, A, alpha_t=alpha_t, sigma_t=sigma_t, sigma_y=sigma_y, prior_std=math.inf, guess=guess
     )
+
+
+def estimate_from_measurement(
+    y: Tensor, A: LinearOperator, shape: Sequence[int], *, sigma_y: Scalar, prior_std: Scalar
+) -> Tensor:
+    """Linear MMSE estimate of ``x_0``, of shape ``shape`` with the batch first, from ``y`` alone.
+
+    It tends to ``A^+ y`` as ``sigma_y -> 0``; ``A^+ y`` itself would amplify the noise of a blur without bound.
+    """
+    # alpha_t = 0: x_t says nothing
+    return linear_estimate(y.new_zeros(shape), y, A, alpha_t=0.0, sigma_t=1.0, sigma_y=sigma_y, prior_std=prior_std)
 
 
 def linear_estimate(

@@ -32,7 +32,7 @@ from posteriori.denoise import ExactPosterior, NetworkDenoiser
 from posteriori.methods.tv import total_variation
 from posteriori.metrics import crps, mse, psnr, residual_squares
 from posteriori.operators import Blur, Downsampling, GaussianBlur, Inpainting, LinearOperator, motion_kernel
-from posteriori.pivot import linear_estimate, measure
+from posteriori.pivot import estimate_from_measurement, measure
 from posteriori.sample import sample
 from posteriori.tasks import box_mask, random_mask
 
@@ -75,8 +75,7 @@ class Problem:
 
     def linear(self) -> Tensor:
         """Best linear estimate from ``y`` under the prior ``N(0, 0.5^2)``."""
-        nothing = torch.zeros_like(self.x_0)
-        return linear_estimate(nothing, self.y, self.A, alpha_t=0.0, sigma_t=1.0, sigma_y=self.sigma_y, prior_std=0.5)
+        return estimate_from_measurement(self.y, self.A, self.x_0.shape, sigma_y=self.sigma_y, prior_std=0.5)
 
 
 def tune(score: Callable[[float], float], first: float, ratio: float = 2.0, refinements: int = 1) -> float:

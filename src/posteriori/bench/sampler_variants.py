@@ -20,7 +20,7 @@ from torch import Tensor
 
 from posteriori.denoise import ExactPosterior
 from posteriori.operators.base import SpectralOperator
-from posteriori.pivot import linear_estimate, noise_variance
+from posteriori.pivot import estimate_from_measurement, noise_variance
 from posteriori.sample import sample
 from posteriori.solvers import Mean, Noise, State, Transition, dpmpp
 
@@ -42,7 +42,7 @@ class _Coefficients:
         eigenvalues = A.eigenvalues(y.new_empty(1).expand(posterior.shape))
         if exact == "posterior":
             self.v = noise_variance(A, nothing, alpha_t=1.0, sigma_t=s, sigma_y=posterior.sigma_y)(eigenvalues)
-            nothing = linear_estimate(nothing, y, A, alpha_t=0.0, sigma_t=1.0, sigma_y=posterior.sigma_y, prior_std=s)
+            nothing = estimate_from_measurement(y, A, posterior.shape, sigma_y=posterior.sigma_y, prior_std=s)
         else:
             self.v = torch.full_like(eigenvalues, s**2 if exact == "prior" else 1e-12)
         self.mu = A.coefficients(nothing)

@@ -8,7 +8,7 @@ from torch import Tensor
 from posteriori.denoise import ExactPosterior, NetworkDenoiser
 from posteriori.methods.base import Advance, Estimate, MethodError
 from posteriori.methods.tv import total_variation
-from posteriori.pivot import linear_estimate
+from posteriori.pivot import estimate_from_measurement
 
 # Edge lengths per unit of noise variance: the MAP weight under Laplacian differences of photos in [-1, 1].
 TV_PER_VARIANCE = 6.0
@@ -19,18 +19,14 @@ def linear(posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Adva
 
     Exact for that prior. No network; ``n``, ``nfe`` and ``seed`` change nothing.
     """
-    return Estimate(point=estimate_from_measurement(posterior))
+    return Estimate(point=linear_answer(posterior))
 
 
-def estimate_from_measurement(posterior: ExactPosterior) -> Tensor:
+def linear_answer(posterior: ExactPosterior) -> Tensor:
     """The linear estimate ``(B, *signal)``."""
     denoiser = posterior.denoiser
     s = denoiser.scaling.data_std if isinstance(denoiser, NetworkDenoiser) else 0.5
-    nothing = torch.zeros(posterior.shape, dtype=posterior.y.dtype, device=posterior.y.device)
-    # alpha_t = 0: nothing is known but y and the prior
-    return linear_estimate(
-        nothing, posterior.y, posterior.A, alpha_t=0.0, sigma_t=1.0, sigma_y=posterior.sigma_y, prior_std=s
-    )
+    return estimate_from_measurement(posterior.y, posterior.A, posterior.shape, sigma_y=posterior.sigma_y, prior_std=s)
 
 
 def tv(

@@ -16,7 +16,7 @@ import torch
 
 from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import Advance, Estimate, Problem, ddpm_grid, draw
-from posteriori.methods.classical import estimate_from_measurement
+from posteriori.methods.classical import linear_answer
 from posteriori.operators.base import per_sample
 from posteriori.sample import Mean, Noise, State, Transition
 
@@ -33,7 +33,7 @@ def red_diff(
     """
 
     def method(problem: Problem) -> Transition:
-        mu = estimate_from_measurement(problem.posterior)
+        mu = linear_answer(problem.posterior)
         optimizer = torch.optim.Adam([mu], lr=rate, betas=(0.9, 0.99))
         pixels, measured = mu[0].numel(), per_sample(problem.A.measurement_count(problem.y), mu)
 
