@@ -18,10 +18,11 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -189,20 +190,26 @@ def run(
     return train_and_measure(NetworkDenoiser(network, VE(), preconditioning=form), train, x_0, task, seed, setting, log)
 
 
+def problems(train: Photos, task: str, setting: Setting) -> Callable[[np.random.Generator], Problem]:
+    """Batches of a task on crops of ``train``."""
+
+    def draw(rng: np.random.Generator) -> Problem:
+        x = train.crops(setting.batch, setting.size, rng)
+        return Problem(x, operator(task, len(x), setting.size, rng), torch.full((len(x),), setting.sigma_y))
+
+    return draw
+
+
 def train_and_measure(
     denoiser: NetworkDenoiser, train: Photos, x_0: Tensor, task: str, seed: int, setting: Setting, log: Path
 ) -> dict[str, Any]:
     """Train a denoiser for one task and measure it on the crops ``x_0``."""
 
-    def problem(rng: np.random.Generator) -> Problem:
-        x = train.crops(setting.batch, setting.size, rng)
-        return Problem(x, operator(task, len(x), setting.size, rng), torch.full((len(x),), setting.sigma_y))
-
     def validate() -> float:
         return validation_loss(denoiser, x_0[: setting.loss_crops], task, setting)
 
     began = time.perf_counter()
-    seconds = fit(denoiser, problem, validate, setting, seed, log)
+    seconds = fit(denoiser, problems(train, task, setting), validate, setting, seed, log)
     return {
         "validation_loss": validate(),
         **evaluate(denoiser.eval(), x_0[: setting.crops], task, setting),
@@ -294,55 +301,84 @@ def figure(folder: Path, path: Path, seeds: Sequence[int], names: Mapping[str, s
     plt.close(figure)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser("python -m posteriori.bench.ablation", description=(__doc__ or "").split("\n")[0])
+def parser_of(name: str, doc: str | None, forms: Iterable[str], steps: int, crops: int) -> argparse.ArgumentParser:
+    """The command line of a comparison of forms; ``steps`` and ``crops`` are its defaults."""
+    parser = argparse.ArgumentParser(f"python -m posteriori.bench.{name}", description=(doc or "").split("\n")[0])
     parser.add_argument("photos", help="folder of photos")
-    parser.add_argument("--out", required=True, help="folder for results; finished runs are kept")
+    parser.add_argument("--out", required=True, type=Path, help="folder for results; finished runs are kept")
     parser.add_argument("--train-match", default=r"[0-9a-f]{16}\.jpg", help="names of the photos to train on")
     parser.add_argument("--validate-match", default=r"(?![0-9a-f]{16}\.).*\.jpg", help="names of those to measure on")
-    parser.add_argument("--forms", default=",".join(FORMS))
+    parser.add_argument("--forms", default=",".join(forms))
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--seeds", type=int, default=2, help="number of seeds")
-    parser.add_argument("--steps", type=int, default=Setting.steps)
+    parser.add_argument("--steps", type=int, default=steps, help="of every run")
     parser.add_argument("--batch", type=int, default=Setting.batch)
-    parser.add_argument("--crops", type=int, default=Setting.crops, help="of other photos, to measure on")
+    parser.add_argument("--crops", type=int, default=crops, help="of other photos, to measure on")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--figure", type=Path, help="PNG with the loss curves")
     parser.add_argument("--table", type=Path, help="Markdown file with the table")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def open_crops(args: argparse.Namespace, setting: Setting) -> tuple[Photos, Tensor]:
+    """The photos to train on, and crops of others to measure on."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    setting = Setting(steps=args.steps, batch=args.batch, crops=args.crops, loss_crops=4 * args.crops)
-    out = Path(args.out)
     # Shrunk photos: crops of 32 pixels at full resolution hold little to restore.
     augmentation = Augmentation(native_share=0.25, scale=(0.25, 1.0))
     train = Photos([PhotoSource(args.photos, args.train_match)], augmentation)
     validation = Photos([PhotoSource(args.photos, args.validate_match)], augmentation)
-    x_0 = validation.crops(max(setting.crops, setting.loss_crops), setting.size, np.random.default_rng(99))
-    results = Results(out / "results.jsonl", ("task", "form", "seed", "setting"))
     say(f"{len(train)} photos to train on, {len(validation)} to measure on")
+    return train, validation.crops(setting.loss_crops, setting.size, np.random.default_rng(99))
+
+
+def compare(
+    args: argparse.Namespace,
+    names: Mapping[str, str],
+    settings: Callable[[str], dict[str, Any]],
+    compute: Callable[[str, str, int, Path], dict[str, Any]],
+    document: Callable[[list[dict[str, Any]], str | None], str],
+) -> None:
+    """Every run that is not there yet, then table and figure.
+
+    Args:
+        args: of :func:`parser_of`.
+        names: titles of the forms.
+        settings: what a form's result depends on beside task and seed.
+        compute: of task, form, seed and the file for its losses.
+        document: of all rows and the figure's place.
+    """
+    results = Results(args.out / "results.jsonl", ("task", "form", "seed", "setting"))
     rows = []
     for seed in range(args.seeds):
         for task in args.tasks.split(","):
             for form in args.forms.split(","):
-                folder = out / f"{task}-{form}-{seed}"
-
-                def compute(
-                    task: str = task, form: Preconditioning = form, seed: int = seed, folder: Path = folder
-                ) -> dict[str, Any]:
-                    return run(train, x_0, task, form, seed, setting, folder / "metrics.jsonl")
-
-                row = results.get(compute, task=task, form=form, seed=seed, setting=json.dumps(asdict(setting)))
+                log = args.out / f"{task}-{form}-{seed}" / "metrics.jsonl"
+                made = partial(compute, task, form, seed, log)
+                row = results.get(made, task=task, form=form, seed=seed, setting=json.dumps(settings(form)))
                 rows.append(row)
                 say(json.dumps({k: v for k, v in row.items() if k != "setting"}))
-    say("\n" + table(rows))
+    say("\n" + table(rows, names))
     if args.table:
         args.table.parent.mkdir(parents=True, exist_ok=True)
         picture = os.path.relpath(args.figure, args.table.parent) if args.figure else None
-        args.table.write_text(document(rows, setting, args.seeds, picture))
+        args.table.write_text(document(rows, picture))
     if args.figure:
-        figure(out, args.figure, range(args.seeds))
+        figure(args.out, args.figure, range(args.seeds), names)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    args = parser_of("ablation", __doc__, FORMS, Setting.steps, Setting.crops).parse_args(arguments)
+    setting = Setting(steps=args.steps, batch=args.batch, crops=args.crops, loss_crops=4 * args.crops)
+    train, x_0 = open_crops(args, setting)
+    compare(
+        args,
+        NAMES,
+        lambda form: asdict(setting),
+        lambda task, form, seed, log: run(train, x_0, task, cast("Preconditioning", form), seed, setting, log),
+        lambda rows, picture: document(rows, setting, args.seeds, picture),
+    )
 
 
 if __name__ == "__main__":

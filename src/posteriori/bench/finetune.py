@@ -12,25 +12,29 @@ as many steps. Crops, masks, noise, loss, weight, steps and batch of a seed are 
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from posteriori.backbones.unet import UNetBackbone
-from posteriori.bench.ablation import TASKS, Setting, figure, fit, operator, table, train_and_measure, validation_loss
-from posteriori.bench.common import Results, say
-from posteriori.data import Augmentation, Photos, PhotoSource
+from posteriori.bench.ablation import (
+    Setting,
+    compare,
+    fit,
+    open_crops,
+    parser_of,
+    problems,
+    table,
+    train_and_measure,
+    validation_loss,
+)
+from posteriori.data import Photos
 from posteriori.denoise import NetworkDenoiser, Preconditioning
-from posteriori.objective import Problem
 from posteriori.schedule import VE
 
 __all__ = ["FORMS", "Form", "main", "pretrain"]
@@ -92,14 +96,10 @@ def pretrain(train: Photos, x_0: Tensor, setting: Setting, folder: Path) -> Path
     backbone = UNetBackbone(3, conditioned=False, **unet())
     denoiser = NetworkDenoiser(backbone, VE(), preconditioning="spectral", c_noise=timestep)
 
-    def problem(rng: np.random.Generator) -> Problem:
-        x = train.crops(setting.batch, setting.size, rng)
-        return Problem(x, operator("none", len(x), setting.size, rng), torch.full((len(x),), setting.sigma_y))
+    def validate() -> float:
+        return validation_loss(denoiser, x_0[: setting.loss_crops], "none", setting)
 
-    fit(
-        denoiser, problem, lambda: validation_loss(denoiser, x_0[: setting.loss_crops], "none", setting), setting,
-        seed=1000, log=folder / "metrics.jsonl",
-    )  # fmt: skip
+    fit(denoiser, problems(train, "none", setting), validate, setting, seed=1000, log=folder / "metrics.jsonl")
     temporary = folder / "unet.tmp"
     backbone.network.to(memory_format=torch.contiguous_format).save_pretrained(temporary)
     temporary.rename(place)
@@ -146,59 +146,30 @@ residual 1, a pooled squared error of one sample over that of the mean of 2, and
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser("python -m posteriori.bench.finetune", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("photos", help="folder of photos")
-    parser.add_argument("--out", required=True, type=Path, help="folder for results; finished runs are kept")
-    parser.add_argument("--train-match", default=r"[0-9a-f]{16}\.jpg", help="names of the photos to train on")
-    parser.add_argument("--validate-match", default=r"(?![0-9a-f]{16}\.).*\.jpg", help="names of those to measure on")
-    parser.add_argument("--forms", default=",".join(FORMS))
-    parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--seeds", type=int, default=2, help="number of seeds")
+    parser = parser_of("finetune", __doc__, FORMS, steps=300, crops=64)
     parser.add_argument("--base-steps", type=int, default=2500, help="of the unconditional model")
-    parser.add_argument("--steps", type=int, default=300, help="of every run")
-    parser.add_argument("--batch", type=int, default=Setting.batch)
-    parser.add_argument("--crops", type=int, default=64, help="of other photos, to measure on")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--figure", type=Path, help="PNG with the loss curves")
-    parser.add_argument("--table", type=Path, help="Markdown file with the table")
     args = parser.parse_args(arguments)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     tuned = Setting(
         steps=args.steps, batch=args.batch, crops=args.crops, loss_crops=4 * args.crops, samples=4, ema=0.99,
         learning_rate=4e-4, log_every=50,
     )  # fmt: skip
+    scratch = replace(tuned, learning_rate=SCRATCH_RATE)
     base_setting = replace(tuned, steps=args.base_steps, learning_rate=1e-3, ema=0.999, log_every=500)
-    augmentation = Augmentation(native_share=0.25, scale=(0.25, 1.0))
-    train = Photos([PhotoSource(args.photos, args.train_match)], augmentation)
-    validation = Photos([PhotoSource(args.photos, args.validate_match)], augmentation)
-    x_0 = validation.crops(tuned.loss_crops, tuned.size, np.random.default_rng(99))
-    say(f"{len(train)} photos to train on, {len(validation)} to measure on")
+    train, x_0 = open_crops(args, tuned)
     base = pretrain(train, x_0, base_setting, args.out / "base")
-    results = Results(args.out / "results.jsonl", ("task", "form", "seed", "setting"))
-    rows = []
-    for seed in range(args.seeds):
-        for task in args.tasks.split(","):
-            for name in args.forms.split(","):
-                form = FORMS[name]
-                setting = tuned if form.pretrained else replace(tuned, learning_rate=SCRATCH_RATE)
 
-                def compute(
-                    task: str = task, name: str = name, seed: int = seed, form: Form = form, setting: Setting = setting
-                ) -> dict[str, Any]:
-                    log = args.out / f"{task}-{name}-{seed}" / "metrics.jsonl"
-                    return train_and_measure(denoiser_for(form, base, seed), train, x_0, task, seed, setting, log)
+    def setting(name: str) -> Setting:
+        return tuned if FORMS[name].pretrained else scratch
 
-                key = json.dumps({**asdict(setting), "base_steps": args.base_steps})
-                rows.append(results.get(compute, task=task, form=name, seed=seed, setting=key))
-                say(json.dumps({k: v for k, v in rows[-1].items() if k != "setting"}))
-    say("\n" + table(rows, NAMES))
-    if args.table:
-        args.table.parent.mkdir(parents=True, exist_ok=True)
-        picture = os.path.relpath(args.figure, args.table.parent) if args.figure else None
-        args.table.write_text(document(rows, base_setting, tuned, args.seeds, picture))
-    if args.figure:
-        figure(args.out, args.figure, range(args.seeds), NAMES)
+    compare(
+        args,
+        NAMES,
+        lambda name: {**asdict(setting(name)), "base_steps": args.base_steps},
+        lambda task, name, seed, log: train_and_measure(
+            denoiser_for(FORMS[name], base, seed), train, x_0, task, seed, setting(name), log
+        ),
+        lambda rows, picture: document(rows, base_setting, tuned, args.seeds, picture),
+    )
 
 
 if __name__ == "__main__":
