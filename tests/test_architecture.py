@@ -29,6 +29,8 @@ FLOORS = {
     "pickles": 0,
     "operators": 1,
     "pivot": 2,
+    "conditioning": 2,
+    "joint": 2,
     "denoise": 2,
     "solvers": 2,
     "exponential": 2,

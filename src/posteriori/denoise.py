@@ -26,6 +26,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from posteriori.conditioning import Conditioning
+from posteriori.joint import Measured, can_share, linear_and_pivots
 from posteriori.operators.base import LinearOperator, Scalar, SpectralFunction, per_sample
 from posteriori.pivot import estimate_from_measurement, linear_estimate, noise_variance, pivot, sample_generator
 from posteriori.scaling import NoiseLabel, Scaling
@@ -45,6 +47,7 @@ class Posterior:
         x_t: the noisy signal.
         alpha_t, sigma_t: its scales, broadcastable to it.
         linear, pivot: what was solved for on the way, where it was; the next evaluation starts its solves there.
+        measured: the measurement in the basis of ``A``, where it has one; the next evaluation takes it from here.
     """
 
     mean: Tensor
@@ -53,6 +56,7 @@ class Posterior:
     sigma_t: Tensor
     linear: Tensor | None = None
     pivot: Tensor | None = None
+    measured: Measured | None = None
 
     @property
     def noise(self) -> Tensor:
@@ -115,46 +119,11 @@ class Denoiser(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
-class Conditioning:
-    """What a backbone may know beside its main input; every part has the batch first.
-
-    Attributes:
-        linear: linear estimate over the data's standard deviation, shape of the signal.
-        diagonal: square root of the pixel diagonal of ``(Lambda + I/s^2)^-1`` over ``s``: in [0, 1], how uncertain
-            every entry is under a Gaussian prior (for inpainting: the mask). Shape of the signal.
-        sigma_y: measurement noise, shape ``(B,)``.
-        known: share of a Gaussian prior's variance that ``x_t`` and the measurement remove, over the whole signal,
-            shape ``(B,)``; from ``diagonal`` when left out. With tiles it must be that of the whole.
-        classes: what a class-conditional network is told of each sample, shape ``(B,)``; its own labels when left out.
-    """
-
-    linear: Tensor
-    diagonal: Tensor
-    sigma_y: Tensor
-    known: Tensor = None  # type: ignore[assignment]
-    classes: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.known is None:
-            object.__setattr__(self, "known", 1 - self.diagonal.square().flatten(1).mean(1))
-
-    def labels(self, c_noise: Tensor) -> Tensor:
-        """``[c_noise, log(sigma_y)/4, log(known)/4]``, shape ``(B, 3)``: the scalars a network is told."""
-        floor = 1e-4
-        logs = (self.sigma_y.clamp_min(floor).log() / 4, self.known.clamp_min(floor).log() / 4)
-        return torch.stack([c_noise, *logs], 1).float()
-
-    def channels(self) -> Tensor:
-        """``[linear, diagonal]`` along dimension 1."""
-        return torch.cat([self.linear, self.diagonal], 1)
-
-
-@dataclass(frozen=True)
 class Prepared:
     """One evaluation before the network: ``mean = skip + out(F(inputs, c_noise, conditioning))``.
 
     ``variance`` is the mean of the diagonal of ``c_out(Q)^2``, shape ``(B,)``: the size of the error to expect.
-    ``linear`` and ``pivot`` are as in :class:`Posterior`.
+    ``linear``, ``pivot`` and ``measured`` are as in :class:`Posterior`.
     """
 
     skip: Tensor
@@ -165,6 +134,7 @@ class Prepared:
     variance: Tensor
     linear: Tensor | None = None
     pivot: Tensor | None = None
+    measured: Measured | None = None
 
 
 class NetworkDenoiser(Denoiser):
@@ -222,7 +192,7 @@ class NetworkDenoiser(Denoiser):
         previous: Posterior | None = None,
     ) -> Prepared:
         """Everything of an evaluation but the network, so that different operators can share one network call."""
-        time = torch.as_tensor(t, dtype=torch.float64, device=x_t.device).expand(x_t.shape[0])
+        time = torch.as_tensor(t, dtype=torch.float64, device=x_t.device).reshape(-1)  # of all, or of each
         alpha, sigma = self.schedule.alpha(time), self.schedule.sigma(time)
         q = sigma / alpha
         scales = {"alpha_t": alpha, "sigma_t": sigma, "sigma_y": sigma_y}
@@ -236,23 +206,35 @@ class NetworkDenoiser(Denoiser):
         u = x_t / per_sample(alpha, x_t)
         prior = Scaling("edm", s)
         # The variance left by measurement, x_t and the Gaussian prior: c_out(Q)^2 of EDM.
-        diagonal = A.spectral_diagonal(of_noise(lambda v: prior.out(v) ** 2), x_t).clamp_min(0).expand(x_t.shape)
-        if self.preconditioning in ("spectral", "scalar"):
+        diagonal = A.spectral_diagonal(of_noise(lambda v: prior.out(v) ** 2), x_t).clamp_min(0)
+        diagonal = diagonal.reshape(*[1] * (x_t.ndim - diagonal.ndim), *diagonal.shape)
+        left = diagonal.flatten(1).mean(1).expand(x_t.shape[0])
+        mu: Tensor | None = None
+        measured: Measured | None = None
+        together: list[Tensor] = []
+        if self.preconditioning == "spectral" and can_share(A, alpha, sigma_y):
+            functions = [c.input] if c.kind in ("edm", "x_0") else [c.input, c.skip]
+            known = previous.measured if previous else None
+            together, measured = linear_and_pivots(x_t, y, A, **scales, prior_std=s, functions=functions, known=known)
+            linear = together[0]
+        elif self.preconditioning in ("spectral", "scalar"):
             linear = linear_estimate(x_t, y, A, **scales, prior_std=s, guess=previous.linear if previous else None)
         else:
             linear = estimate_from_measurement(y, A, x_t.shape, sigma_y=sigma_y, prior_std=s)
 
-        mu: Tensor | None = None
         near = previous.pivot_at(q) if previous else None
         near = linear if near is None else near  # the linear estimate is off by no more than the pivot's noise
         out: Callable[[Tensor], Tensor]
         if self.preconditioning == "spectral":
-            mu = pivot(x_t, y, A, **scales, guess=near)
-            inputs = A.spectral(of_noise(c.input), mu)
+            if not together:
+                mu = pivot(x_t, y, A, **scales, guess=near)
+            inputs = together[1] if mu is None else A.spectral(of_noise(c.input), mu)
             if c.kind == "edm":
                 skip = linear  # c_skip(Q) mu* in one well-conditioned solve
             elif c.kind == "x_0":
                 skip = torch.zeros_like(x_t)
+            elif mu is None:
+                skip = together[2]
             else:
                 skip = mu if c.kind == "epsilon" else A.spectral(of_noise(c.skip), mu)
             out = (lambda f: f) if c.kind == "x_0" else (lambda f: A.spectral(of_noise(c.out), f))
@@ -270,9 +252,10 @@ class NetworkDenoiser(Denoiser):
                 centre = u if mu is None else mu
                 inputs, skip = c.input(q_b) * centre, c.skip(q_b) * centre
         s_y = per_sample(sigma_y, x_t).reshape(-1).expand(x_t.shape[0])
-        conditioning = Conditioning(linear / s, diagonal.sqrt() / s, s_y)
-        c_noise = self.c_noise(q).to(x_t.dtype)
-        return Prepared(skip, inputs, c_noise, conditioning, out, diagonal.flatten(1).mean(1), linear, mu)
+        uncertain = (diagonal.sqrt() / s).expand(x_t.shape)
+        conditioning = Conditioning(linear / s, uncertain, s_y, 1 - left / s**2)
+        c_noise = self.c_noise(q.expand(x_t.shape[0])).to(x_t.dtype)
+        return Prepared(skip, inputs, c_noise, conditioning, out, left, linear, mu, measured)
 
     def forward(
         self,
@@ -287,7 +270,7 @@ class NetworkDenoiser(Denoiser):
         prediction = self.backbone(p.inputs, p.c_noise, p.conditioning).to(x_t.dtype)
         mean = p.skip + p.out(prediction)
         mean = mean if self.clip is None else mean.clamp(-self.clip, self.clip)
-        return Posterior(mean, x_t, *self.scales(x_t, t), p.linear, p.pivot)
+        return Posterior(mean, x_t, *self.scales(x_t, t), p.linear, p.pivot, p.measured)
 
 
 class ExactPosterior:

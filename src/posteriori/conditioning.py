@@ -1,0 +1,45 @@
+"""What a network is told beside its main input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Conditioning"]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a backbone may know beside its main input; every part has the batch first.
+
+    Attributes:
+        linear: linear estimate over the data's standard deviation, shape of the signal.
+        diagonal: square root of the pixel diagonal of ``(Lambda + I/s^2)^-1`` over ``s``: in [0, 1], how uncertain
+            every entry is under a Gaussian prior (for inpainting: the mask). Shape of the signal.
+        sigma_y: measurement noise, shape ``(B,)``.
+        known: share of a Gaussian prior's variance that ``x_t`` and the measurement remove, over the whole signal,
+            shape ``(B,)``; from ``diagonal`` when left out. With tiles it must be that of the whole.
+        classes: what a class-conditional network is told of each sample, shape ``(B,)``; its own labels when left out.
+    """
+
+    linear: Tensor
+    diagonal: Tensor
+    sigma_y: Tensor
+    known: Tensor = None  # type: ignore[assignment]
+    classes: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.known is None:
+            object.__setattr__(self, "known", 1 - self.diagonal.square().flatten(1).mean(1))
+
+    def labels(self, c_noise: Tensor) -> Tensor:
+        """``[c_noise, log(sigma_y)/4, log(known)/4]``, shape ``(B, 3)``: the scalars a network is told."""
+        floor = 1e-4
+        logs = (self.sigma_y.clamp_min(floor).log() / 4, self.known.clamp_min(floor).log() / 4)
+        return torch.stack([c_noise, *logs], 1).float()
+
+    def channels(self) -> Tensor:
+        """``[linear, diagonal]`` along dimension 1."""
+        return torch.cat([self.linear, self.diagonal], 1)
