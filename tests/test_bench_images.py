@@ -15,8 +15,8 @@ from posteriori.bench.images import ImageBenchmark
 from posteriori.bench.images_pool import Entry, entries, reference_errors, set_distances
 from posteriori.bench.images_problems import make_problem, read_images
 from posteriori.bench.images_recipe import ImageRecipe, Task, standard_tasks
-from posteriori.bench.images_report import Column as ReportColumn
-from posteriori.bench.images_report import best_lines, quality, wins
+from posteriori.bench.images_tables import Column as ReportColumn
+from posteriori.bench.images_tables import best_lines, quality, wins
 from posteriori.bench.runner import Cell, Rows, measure_cells
 from posteriori.data import PhotoSource
 from posteriori.priors import Gaussian, dense_matrix
@@ -230,7 +230,7 @@ def test_errors_are_compared_on_the_same_images() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 16, "group": 3}, "multiple of group"),
+        ({"batch": 0}, "batch must be"),
         ({"size": 10}, "no multiple of scale"),
         ({"methods": {"magic": {}}}, "no method 'magic'"),
         ({"only": ["dps"]}, "must be among"),

@@ -19,7 +19,7 @@ under the prior ``N(0, v I)``, which is ``c_skip(q) u`` when ``A = 0``. In every
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from posteriori.conditioning import Conditioning
 from posteriori.joint import Measured, can_share, linear_and_pivots
 from posteriori.operators.base import LinearOperator, Scalar, SpectralFunction, per_sample
-from posteriori.pivot import estimate_from_measurement, linear_estimate, noise_variance, pivot, sample_generator
+from posteriori.pivot import estimate_from_measurement, linear_estimate, noise_variance, pivot, sample_generators
 from posteriori.scaling import NoiseLabel, Scaling
 from posteriori.schedule import Schedule
 
@@ -346,15 +346,19 @@ class ExactPosterior:
         return self.denoise(x_t, t).score
 
     @torch.no_grad()
-    def mean(self, seed: int = 0) -> Tensor:
+    def mean(self, seed: int | Sequence[int] = 0) -> Tensor:
         """``E[x_0 | y]``, the minimum mean squared error estimate, by one evaluation at the largest noise.
 
         Args:
-            seed: of the noise that stands for ``x_t``, of which the answer is all but independent.
+            seed: of the noise that stands for ``x_t``, of which the answer is all but independent; one number, or one
+                per measurement.
+
+        Raises:
+            ValueError: on as many seeds as do not fit.
         """
         t = self.schedule.t_max
         sigma = self.schedule.sigma(torch.tensor(t, dtype=torch.float64))
-        rows = [torch.randn(self.shape[1:], generator=sample_generator(seed, i, 0)) for i in range(self.shape[0])]
+        rows = [torch.randn(self.shape[1:], generator=g) for g in sample_generators(seed, self.shape[0])]
         return self.denoise(torch.stack(rows).to(self.y) * float(sigma), t).mean
 
     def expand(self, n: int) -> ExactPosterior:

@@ -20,7 +20,9 @@ A Gaussian prior ``N(m, s^2 I)`` adds its precision, which gives the linear MMSE
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,9 +33,16 @@ __all__ = ["estimate_from_measurement", "linear_estimate", "measure", "noise_var
 
 
 def _validate(sigma_y: Scalar) -> None:
+    if _positive(sigma_y):
+        return
     s = torch.as_tensor(sigma_y)
     if not bool(torch.isfinite(s).all()) or bool((s < 0).any()):
         raise ValueError(f"sigma_y must be finite and not negative, got {s.flatten().tolist()[:4]}")
+
+
+def _positive(sigma_y: Scalar) -> bool:
+    """Whether it is a positive number, known without a look at any tensor: the usual case, and 0 has its own limits."""
+    return isinstance(sigma_y, float) and 0 < sigma_y < math.inf
 
 
 def measure(A: LinearOperator, x_0: Tensor, sigma_y: Scalar, seed: int | None = None) -> Tensor:
@@ -72,6 +81,27 @@ def sample_generator(seed: int, *index: int) -> torch.Generator:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31
     return torch.Generator().manual_seed(state & 0x7FFFFFFFFFFFFFFF)
+
+
+def sample_generators(seed: int | Sequence[int], batch: int, copies: Iterable[int] = (0,)) -> list[torch.Generator]:
+    """A generator for every sample of a batch of measurements, sample-major: entry ``j * batch + b`` is ``copies[j]``
+    of measurement ``b``.
+
+    Args:
+        seed: one for all, when measurement ``b`` has the stream ``(seed, b, k)``; or one for each, when it has
+            ``(seed_b, 0, k)`` whatever it is batched with.
+        batch: number of measurements.
+        copies: numbers ``k`` of the samples.
+
+    Raises:
+        ValueError: when there are as many seeds as do not fit the batch.
+    """
+    if isinstance(seed, Integral):  # NumPy's integers too
+        return [sample_generator(int(seed), b, k) for k in copies for b in range(batch)]
+    seeds = [int(s) for s in cast("Sequence[int]", seed)]
+    if len(seeds) != batch:
+        raise ValueError(f"{len(seeds)} seeds do not fit a batch of {batch}: give one number, or one for each")
+    return [sample_generator(s, 0, k) for k in copies for s in seeds]
 
 
 def pivot(
@@ -141,14 +171,16 @@ def linear_estimate(
     """
     _validate(sigma_y)
     alpha, sigma = per_sample(alpha_t, x_t), per_sample(sigma_t, x_t)
-    s_y, mean = per_sample(sigma_y, x_t), per_sample(prior_mean, x_t)
-    prior_precision = per_sample(prior_std, x_t) ** -2
+    s_y, variance = per_sample(sigma_y, x_t), sigma**2
+    prior_precision = variance * per_sample(prior_std, x_t) ** -2
     # Posterior under the prior and x_t alone, as a noisy signal of precision `precision` (times sigma_t^2).
-    precision = alpha**2 + sigma**2 * prior_precision
-    term = alpha * x_t + sigma**2 * prior_precision * mean
+    precision = alpha**2 + prior_precision
+    term = alpha * x_t
+    if isinstance(prior_mean, Tensor) or prior_mean != 0:
+        term = term + prior_precision * per_sample(prior_mean, x_t)
 
-    noiseless = s_y == 0
-    if bool(noiseless.any()):
+    noiseless = None if _positive(sigma_y) else s_y == 0
+    if noiseless is not None and bool(noiseless.any()):
         limit = A.pinv(y) + A.null_projection(term / precision)
         if bool(noiseless.all()):
             return limit
@@ -159,10 +191,10 @@ def linear_estimate(
         return torch.where(noiseless, limit, rest)
     return A.gram_solve(
         _flat(precision * s_y**2),
-        _flat(sigma**2),
+        _flat(variance),
         s_y**2 * term,
         per_sample(sigma_t, y) ** 2 * y,
-        unit=_flat(sigma**2 * s_y**2),
+        unit=_flat(variance * s_y**2),
         **({} if guess is None or A.exact else {"guess": guess}),
     )
 
@@ -185,6 +217,8 @@ def noise_variance(
         alpha, sigma = per_sample(alpha_t, reference), per_sample(sigma_t, reference)
         s_y = per_sample(sigma_y, reference)
         numerator, denominator = sigma**2 * s_y**2, alpha**2 * s_y**2 + sigma**2 * lam
+        if _positive(sigma_y):
+            return numerator / denominator
         unseen = (s_y == 0) & A.unseen(lam)
         regular = numerator / torch.where(unseen, torch.ones_like(denominator), denominator)
         return torch.where(unseen, (sigma / alpha) ** 2, regular)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Literal, overload
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from posteriori.denoise import ExactPosterior, Posterior
 from posteriori.exponential import exponential
 from posteriori.grids import Grid, time_grid
-from posteriori.pivot import sample_generator
+from posteriori.pivot import sample_generators
 from posteriori.solvers import (
     Mean,
     Noise,
@@ -137,14 +136,11 @@ def sample(
     if solver not in transitions:
         raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(transitions)}")
     batch = posterior.shape[0]
-    seeds = [int(seed)] * batch if isinstance(seed, int | Integral) else [int(s) for s in seed]
-    if len(seeds) != batch:
-        raise ValueError(f"{len(seeds)} seeds do not fit a batch of {batch}: give one number, or one for each")
+    sample_generators(seed, batch)  # refused before anything is computed
     s = posterior.denoiser.data_std
     if grid is None:
         grid = "posterior" if solver == "exponential" else "karras"
     times = time_grid(posterior.schedule, steps_for(solver, nfe), grid, s, start=start, stop=stop, rho=rho)
-    shared_seed = isinstance(seed, int | Integral)  # NumPy's integers too
     tied = posterior.A.samples(len(posterior.shape)) is not None
     at_once = 1 if tied else max(1, min(n, batch_size // batch))
     parts = []
@@ -152,8 +148,7 @@ def sample(
         for k in range(0, n, at_once):
             copies = range(k, min(k + at_once, n))
             problem = posterior if len(copies) == 1 else posterior.expand(len(copies))
-            # With one seed for all, measurement b has the stream (seed, b, k); with its own seed, (seed_b, 0, k).
-            generators = [sample_generator(seeds[b], b if shared_seed else 0, k) for k in copies for b in range(batch)]
+            generators = sample_generators(seed, batch, copies)
             step = transitions[solver](problem)
             parts.append(_run(problem, times, step, generators, len(copies), advance, return_trajectory))
     samples = torch.cat([p.samples for p in parts])

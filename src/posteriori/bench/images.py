@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from posteriori.bench.common import HalfPrecision
 from posteriori.bench.images_problems import Problem, digest, make_problem, read_images
 from posteriori.bench.images_recipe import Grid, ImageRecipe
-from posteriori.bench.images_report import read_paper, write_report
-from posteriori.bench.images_scores import LEVELS, Scores, absolute_error, feature_scores, pixel_scores
+from posteriori.bench.images_report import read_paper, report_again, write_report
+from posteriori.bench.images_scores import LEVELS, absolute_error, feature_scores, pixel_scores
 from posteriori.bench.runner import Cell, Meter, Row, identity
 from posteriori.checkpoint import load, read_card, write_atomically
 from posteriori.denoise import Denoiser, ExactPosterior, NetworkDenoiser
-from posteriori.methods.base import METHODS, Entry, Estimate
+from posteriori.methods.base import METHODS, Entry
 from posteriori.metrics import coverage
 from posteriori.perceptual import FeatureNetwork, feature_network
 from posteriori.schedule import VE
@@ -85,7 +86,10 @@ class ImageBenchmark:
             return self._given[model].to(self.device)
         if not model:  # for methods without a network; never evaluated
             return NetworkDenoiser(nn.Identity(), VE())
-        return load(self.plan.models[model], self.device)
+        denoiser = load(self.plan.models[model], self.device)
+        if self.plan.precision == "bfloat16":
+            denoiser.backbone = HalfPrecision(denoiser.backbone)
+        return denoiser
 
     def _hash(self, model: str) -> str:
         """Of a model's weights."""
@@ -120,7 +124,7 @@ class ImageBenchmark:
                         "kind": "images", "method": name, "task": task, "nfe": nfe, "seed": seed, "first": first,
                         "images": len(x_0), "samples": samples, "registered": self.plan.methods[name].method or name,
                         "settings": settings, "degradation": vars(self.plan.tasks[task]), "sigma_y": self.plan.sigma_y,
-                        "size": self.plan.size, "problem_seed": self.plan.seed, "group": self.plan.group,
+                        "size": self.plan.size, "problem_seed": self.plan.seed, "precision": self.plan.precision,
                         "features": self.plan.features, "kept": self.plan.keep_images,
                         "model": self._hash(model), "data": digest([x_0]),
                     }  # fmt: skip
@@ -138,61 +142,54 @@ class ImageBenchmark:
     def measure(self, key: Row, model: str, x_0: Tensor) -> Row:
         """A row: one batch of images."""
         denoiser, certain = self.denoiser(model), self.certain(key["method"], key["nfe"])
-        scores: Scores = {}
-        kept: dict[str, list[Tensor]] = {}
-        costs = {"evaluations": 0.0, "backward": 0.0, "seconds": 0.0, "peak_memory_mib": 0.0}
-        told: Row = {}
-        for start in range(0, len(x_0), self.plan.group):
-            problem = self.problem(key["task"], x_0[start : start + self.plan.group], key["first"] + start)
-            posterior = ExactPosterior(denoiser, problem.A, problem.y.to(self.device), self.plan.sigma_y)
-            with Meter(self.device) as meter:
-                estimate = self._run(key, posterior, problem.sampling_seed(key["seed"]))
-            answers = estimate.answers.cpu()
-            found = pixel_scores(estimate, answers, problem, self.plan.sigma_y)
-            if certain:
-                found["crps"] = absolute_error(answers[0], problem.x_0)
-            found |= self._features(answers, problem, certain, kept)
-            for name, values in found.items():
-                scores.setdefault(name, []).extend(values)
-            told = estimate.settings
-            costs["evaluations"], costs["backward"] = float(estimate.evaluations), float(estimate.backward)
-            costs["seconds"] += meter.seconds
-            costs["peak_memory_mib"] = max(costs["peak_memory_mib"], meter.memory)
+        problem = self.problem(key["task"], x_0, key["first"])
+        posterior = ExactPosterior(denoiser, problem.A, problem.y.to(self.device), self.plan.sigma_y)
+        method, seeds = METHODS[key["registered"]], problem.sampling_seeds(key["seed"])
+        with Meter(self.device) as meter:
+            estimate = method(posterior, key["samples"], key["nfe"] or None, seeds, **key["settings"])
+        answers = estimate.answers.cpu()
+        scores = pixel_scores(estimate, answers, problem, self.plan.sigma_y)
+        if certain:
+            scores["crps"] = absolute_error(answers[0], problem.x_0)
+        kept: dict[str, Tensor] = {}
+        if self.plan.keep_images:
+            for name, images in (("images", answers), ("true_images", problem.x_0[None])):
+                kept[name] = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+        if self.network is not None:
+            found, samples, truth = feature_scores(self.network, answers.float(), problem.x_0, certain, self.device)
+            scores |= found
+            kept |= {"samples": samples.half(), "truth": truth[None].half()}
         if kept:
             self._keep(identity(key), kept)
         return {
-            "per_image": scores, "nominal": _nominal(key["samples"]), "told": _plain(told), **costs,
-            "seconds_per_image": costs["seconds"] / len(x_0), "device": _device(self.device),
+            "per_image": scores, "nominal": _nominal(key["samples"]), "told": _plain(estimate.settings),
+            "evaluations": float(estimate.evaluations), "backward": float(estimate.backward),
+            "seconds": meter.seconds, "peak_memory_mib": meter.memory, "seconds_per_image": meter.seconds / len(x_0),
+            "device": _device(self.device),
         }  # fmt: skip
-
-    def _run(self, key: Row, posterior: ExactPosterior, seed: int) -> Estimate:
-        return METHODS[key["registered"]](posterior, key["samples"], key["nfe"] or None, seed, **key["settings"])
-
-    def _features(self, answers: Tensor, problem: Problem, certain: bool, kept: dict[str, list[Tensor]]) -> Scores:
-        """Scores of the feature network; appends to ``kept``, images along dimension 1 of samples."""
-        if self.plan.keep_images:
-            for name, images in (("images", answers), ("true_images", problem.x_0[None])):
-                kept.setdefault(name, []).append(((images.clamp(-1, 1) + 1) * 127.5).round().byte())
-        if self.network is None:
-            return {}
-        found, samples, truth = feature_scores(self.network, answers.float(), problem.x_0, certain, self.device)
-        kept.setdefault("samples", []).append(samples.half())
-        kept.setdefault("truth", []).append(truth[None].half())
-        return found
 
     def features_path(self, row_id: str) -> Path:
         """Where a row's features are kept."""
         return self.out / "features" / f"{row_id}.npz"
 
-    def _keep(self, row_id: str, kept: dict[str, list[Tensor]]) -> None:
+    def _keep(self, row_id: str, kept: Mapping[str, Tensor]) -> None:
         stream = io.BytesIO()
-        arrays: dict[str, Any] = {name: torch.cat(parts, 1).numpy() for name, parts in kept.items()}
+        arrays: dict[str, Any] = {name: values.numpy() for name, values in kept.items()}
         np.savez_compressed(stream, **arrays)
         write_atomically(self.features_path(row_id), stream.getvalue())
 
     def report(self, rows: list[Row], document: Path) -> None:
         """See :func:`posteriori.bench.images_report.write_report`."""
-        write_report(self, rows, document)
+
+        def problem(task: str, count: int) -> Problem:
+            return self.problem(task, self.images[:count], 0)
+
+        write_report(self.plan, rows, document, self.out, self.features_path, problem)
+
+    @classmethod
+    def report_again(cls, recipe: ImageRecipe, rows: Path, document: Path) -> None:
+        """See :func:`posteriori.bench.images_report.report_again`."""
+        report_again(recipe, rows, document)
 
 
 def _nominal(samples: int) -> Row:

@@ -1,8 +1,7 @@
 r"""The test set and its measurements: everything about image ``i`` depends on ``i``, the task and the recipe's seed.
 
 Whatever the method, the model and the batch, image ``i`` has the same mask or kernel and the same noise, and its
-``k``-th sample starts from the same noise. Images that are restored together, a *group*, share the seed of their
-samples: with groups of more than one, it is their number and the image's place in it that decide.
+``k``-th sample starts from the same noise.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ def operators_for(task: Task, name: str, indices: Sequence[int], size: int, seed
 
 @dataclass(frozen=True)
 class Problem:
-    """A group of images, measured.
+    """A batch of images, measured.
 
     Attributes:
         indices: in the test set.
@@ -121,9 +120,9 @@ class Problem:
     A: LinearOperator
     y: Tensor
 
-    def sampling_seed(self, seed: int) -> int:
-        """For a method's samples of the group."""
-        return _seed("samples", self.indices[0], seed)
+    def sampling_seeds(self, seed: int) -> list[int]:
+        """For a method's samples, one for every image."""
+        return [_seed("samples", i, seed) for i in self.indices]
 
 
 def make_problem(task: Task, name: str, x_0: Tensor, first: int, sigma_y: float, seed: int) -> Problem:

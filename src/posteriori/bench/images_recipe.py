@@ -109,9 +109,9 @@ class ImageRecipe:
         only: names of methods to measure now; all when empty.
         sigma_y: noise of the measurements.
         features: feature network of :func:`posteriori.perceptual.feature_network`, or ``none``.
-        batch: images in a row: what is lost when a run is killed. It changes no figure.
-        group: images restored together, for GPUs; ``batch`` is a multiple. The samples' noise depends on it, so it is
-            one for all methods.
+        batch: images restored together, and kept in one row: what is lost when a run is killed. It changes no figure
+            but the seconds.
+        precision: of networks; everything around them is in float32.
         keep_images: keep the samples themselves beside the rows, in 8 bits; needed for the MMD of pixels.
         seed: of masks, kernels and noise.
         paper: JSON file with a paper's own tables, to be shown beside these.
@@ -130,15 +130,15 @@ class ImageRecipe:
     sigma_y: float = 0.05
     features: Literal["none", "lite0", "inception"] = "lite0"
     batch: int = 16
-    group: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
     keep_images: bool = False
     seed: int = 0
     paper: str = ""
     paper_set: str = ""
 
     def __post_init__(self) -> None:
-        if self.group < 1 or self.batch < 1 or self.batch % self.group:
-            raise ValueError(f"batch must be a multiple of group, got {self.batch} and {self.group}")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
         if self.size < 8 or not self.sigma_y > 0:
             raise ValueError("size must be at least 8, sigma_y positive")
         if not (self.source.folder or self.source.shards):

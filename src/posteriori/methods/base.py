@@ -25,16 +25,17 @@ from torch import Tensor
 from posteriori.denoise import ExactPosterior
 from posteriori.operators import Nothing
 from posteriori.operators.base import LinearOperator, per_sample
-from posteriori.pivot import sample_generator
+from posteriori.pivot import sample_generators
 from posteriori.sample import State, Transition
 from posteriori.schedule import VP, Schedule
 
 __all__ = [
-    "METHODS", "Entry", "Estimate", "Method", "MethodError", "Problem", "available_methods", "ddpm_grid", "draw",
-    "get_method", "needs_spectrum",
+    "METHODS", "Entry", "Estimate", "Method", "MethodError", "Problem", "Seed", "available_methods", "ddpm_grid",
+    "draw", "get_method", "needs_spectrum",
 ]  # fmt: skip
 
 Advance = Callable[[int], None]
+Seed = int | Sequence[int]
 # Samples evaluated at once: as many as fill this many pixels. Larger batches cost memory and gain nothing on a CPU.
 PIXELS_AT_ONCE = 2 * 256**2
 
@@ -81,7 +82,7 @@ class Method(Protocol):
     """A restoration method; ``advance`` is called with the number of network evaluations just spent."""
 
     def __call__(
-        self, posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance, **settings: Any
+        self, posterior: ExactPosterior, n: int, nfe: int, seed: Seed, advance: Advance, **settings: Any
     ) -> Estimate: ...
 
 
@@ -106,7 +107,7 @@ class Entry:
         posterior: ExactPosterior,
         n: int = 1,
         nfe: int | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
         advance: Advance = lambda _: None,
         **settings: Any,
     ) -> Estimate:
@@ -116,13 +117,14 @@ class Entry:
             posterior: the problem, with ``B`` measurements; the denoiser may be an exact prior.
             n: samples of each measurement.
             nfe: network evaluations per sample; those of the paper when left out.
-            seed: sample ``k`` of measurement ``b`` has a generator of its own, whatever ``n`` and ``B``.
+            seed: one number, or one per measurement. Sample ``k`` of measurement ``b`` has a generator of its own,
+                whatever ``n`` and ``B``; with a seed of its own a measurement's samples do not depend on its batch.
             advance: called with the network evaluations just spent on each measurement.
             **settings: of the method, see its docstring.
 
         Raises:
             MethodError: when the method does not fit the operator, the denoiser or its settings.
-            ValueError: when ``n`` or ``nfe`` is not positive.
+            ValueError: when ``n`` or ``nfe`` is not positive, or there are as many seeds as do not fit.
         """
         if n < 1 or (nfe is not None and nfe < 1):
             raise ValueError(f"n and nfe must be at least 1, got n={n} and nfe={nfe}")
@@ -279,7 +281,7 @@ def ddpm_grid(schedule: Schedule, steps: int, power: float = 1.0) -> Tensor:
 def draw(
     posterior: ExactPosterior,
     n: int,
-    seed: int,
+    seed: Seed,
     advance: Advance,
     grid: Tensor,
     method: Callable[[Problem], Transition],
@@ -300,7 +302,7 @@ def draw(
     parts, evaluations, backward = [], 0, 0
     for start in range(0, n, at_once):
         copies = range(start, min(start + at_once, n))
-        generators = [sample_generator(seed, b, k) for k in copies for b in range(batch)]
+        generators = sample_generators(seed, batch, copies)
         expanded = posterior.expand(len(copies)) if len(copies) > 1 else posterior
         problem = Problem(expanded, len(copies), generators, advance)
         transition = method(problem)

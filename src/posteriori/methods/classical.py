@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from posteriori.denoise import ExactPosterior, NetworkDenoiser
-from posteriori.methods.base import Advance, Estimate, MethodError
+from posteriori.methods.base import Advance, Estimate, MethodError, Seed
 from posteriori.methods.tv import total_variation
 from posteriori.pivot import estimate_from_measurement
 
@@ -14,7 +14,7 @@ from posteriori.pivot import estimate_from_measurement
 TV_PER_VARIANCE = 6.0
 
 
-def linear(posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance) -> Estimate:
+def linear(posterior: ExactPosterior, n: int, nfe: int, seed: Seed, advance: Advance) -> Estimate:
     """Linear MMSE estimate from ``y`` alone under the prior ``N(0, s^2 I)``, ``s`` the denoiser's data deviation.
 
     Exact for that prior. No network; ``n``, ``nfe`` and ``seed`` change nothing.
@@ -30,7 +30,7 @@ def linear_answer(posterior: ExactPosterior) -> Tensor:
 
 
 def tv(
-    posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance, weight: float | None = None
+    posterior: ExactPosterior, n: int, nfe: int, seed: Seed, advance: Advance, weight: float | None = None
 ) -> Estimate:
     """Total variation (:mod:`posteriori.methods.tv`), by default with a weight from the noise alone.
 

@@ -9,7 +9,12 @@ trusts a measurement with ``sigma_y = 0.05`` fifty times too much; with ``tau = 
 likelihood is that of the measurement, and ``h`` grows with ``tau^2``: with the authors' the chain would hardly move. It
 falls linearly to a hundredth over the annealing.
 
-Deviations: noise levels end at the schedule's largest one where that is below the paper's 100.
+Settings: the authors' code (github.com/zhangbingliang2019/DAPS, ``configs/task/*.yaml`` (``pixel``, ``sigma_y`` 0.05),
+``configs/sampler/edm_daps.yaml``, ``cores/scheduler.py``): ``tau``, steps, ``rate``; levels from 100 to 0.1, with 0 in
+place of the last, and the flow's from ``q`` to 0.01. (Their first release spent its last evaluation below 0.01.)
+
+Deviations: levels start at the schedule's largest one where that is below 100. ``h = 1e-4`` is the largest stable step
+with ``|A| = 1``, the most that the authors' operators have; where ``|A| > 1``, ``h`` is divided by ``|A|^2``.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from typing import Any, Literal
 import torch
 
 from posteriori.denoise import ExactPosterior
-from posteriori.methods.base import Advance, Estimate, MethodError, Problem, draw
+from posteriori.methods.base import Advance, Estimate, MethodError, Problem, Seed, draw
 from posteriori.sample import Mean, Noise, State, Transition, euler
 
 SETTINGS: dict[str, dict[str, Any]] = {"box": {"rate": 5e-5}, "motion": {"rate": 5e-5}}
@@ -31,7 +36,7 @@ def daps(
     posterior: ExactPosterior,
     n: int,
     nfe: int,
-    seed: int,
+    seed: Seed,
     advance: Advance,
     tau: float | Literal["calibrated"] = TAU,
     rate: float = 1e-4,
@@ -56,17 +61,18 @@ def daps(
         raise MethodError("the calibrated tau needs a positive sigma_y: give a tau, such as 0.01")
     schedule, steps = posterior.schedule, nfe // flow_steps
     top = min(HIGHEST, float(schedule.ratio(torch.tensor(schedule.t_max, dtype=torch.float64))))
-    ratios = torch.cat([_levels(top, LOWEST, steps), torch.zeros(1, dtype=torch.float64)])
+    ratios = torch.cat([_levels(top, LOWEST, steps + 1)[:-1], torch.zeros(1, dtype=torch.float64)])
 
     def method(problem: Problem) -> Transition:
         temperature = problem.scalar(2**0.5 * problem.sigma_y if tau == "calibrated" else tau)
         first_step = rate * (temperature / TAU) ** 2 if tau == "calibrated" else torch.full_like(temperature, rate)
+        first_step = first_step / problem.scalar(_squared_norm(problem).clamp_min(1))
         done = 0
 
         def step(state: State, q: float, mean: Mean, noise: Noise) -> State:
             nonlocal done
             flow = state
-            for level in [*_levels(state.q, FLOW_END, flow_steps).tolist()[1:], 0.0]:
+            for level in _levels(state.q, FLOW_END, flow_steps + 1).tolist()[1:]:
                 flow = euler(flow, level, mean, noise)
             x = flow.u
             h = first_step * (1 - 0.99 * done / steps)
@@ -81,6 +87,13 @@ def daps(
 
     settings = {"tau": tau, "rate": rate, "flow_steps": flow_steps, "langevin_steps": langevin_steps}
     return draw(posterior, n, seed, advance, schedule.time(ratios), method, **settings)
+
+
+def _squared_norm(problem: Problem) -> torch.Tensor:
+    """``|A|^2``, the largest eigenvalue of ``A^T A``, of every sample; 0 where nothing is measured."""
+    v = problem.A.adjoint(problem.y)
+    largest = problem.A.spectral(lambda lam: lam.amax(tuple(range(1, lam.ndim)), keepdim=True).expand_as(lam), v)
+    return (largest * v).flatten(1).sum(1) / (v * v).flatten(1).sum(1).clamp_min(torch.finfo(v.dtype).tiny)
 
 
 def _levels(high: float, low: float, count: int) -> torch.Tensor:

@@ -12,17 +12,19 @@ These are the transitions of DDRM with ``eta_b = 1`` (:mod:`posteriori.methods.d
 differs is the start, from noise alone here, and the number of steps. The last step is the denoiser's answer, which
 without noise is projected onto ``A x = y``. An operator without singular values at hand is refused, as there.
 
-Deviation: no time travel (the paper's ``l = r = 1``), which multiplies the evaluations.
+Settings: the authors' code (github.com/wyhuai/DDNM, ``evaluation.sh``, ``configs/imagenet_256.yml``,
+``functions/svd_ddnm.py``): 100 steps, eta 0.85, no time travel (``travel_length`` and ``travel_repeat`` 1), the same
+for all tasks. Its ``--sigma_y`` is in [0, 1], half of ours. No deviations.
 """
 
 from __future__ import annotations
 
 from posteriori.denoise import ExactPosterior
-from posteriori.methods.base import Advance, Estimate, ddpm_grid, draw, needs_spectrum
+from posteriori.methods.base import Advance, Estimate, Seed, ddpm_grid, draw, needs_spectrum
 from posteriori.methods.ddrm import spectral_transition
 
 
-def ddnm(posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance, eta: float = 0.85) -> Estimate:
+def ddnm(posterior: ExactPosterior, n: int, nfe: int, seed: Seed, advance: Advance, eta: float = 0.85) -> Estimate:
     """DDNM+ with ``nfe`` steps of one evaluation, uniform in DDPM's time.
 
     Args:

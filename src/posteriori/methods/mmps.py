@@ -6,9 +6,14 @@ r"""MMPS, moment-matching posterior sampling (Rozet et al. 2024, arXiv 2405.1371
 The system is solved by a few conjugate gradients, every product with ``V`` being a backward pass. Exact for every
 Gaussian prior once they have converged.
 
-Deviations: products with ``(dD/du)^T`` stand for those with ``dD/du``, which are equal for an exact denoiser and not
-for a network (the authors do the same); the mean is put into DDIM with eta = 1, where the paper also uses correctors. A
-direction in which a network's ``V`` is not positive ends the sample's solve where it stands.
+Settings: the authors' code: DDIM with eta = 1 (github.com/francois-rozet/mmps-benchmark,
+``configs/diffusion_config.yaml``, ``guided_diffusion/condition_methods.py``), 10 to 1000 steps of 1 or 5 iterations
+(``scripts/make_metrics.sh``); 1 in github.com/francois-rozet/diffusion-priors. No setting is tuned.
+
+Deviations: 3 iterations, between the authors' 1 and 5, by conjugate gradients (the paper's; their benchmark takes
+GMRES). Products with ``(dD/du)^T`` stand for those with ``dD/du``, which are equal for an exact denoiser and not for a
+network (the authors do the same). A direction in which a network's ``V`` is not positive ends the sample's solve where
+it stands.
 """
 
 from __future__ import annotations
@@ -19,13 +24,13 @@ import torch
 from torch import Tensor
 
 from posteriori.denoise import ExactPosterior
-from posteriori.methods.base import Advance, Estimate, Problem, ddpm_grid, draw
+from posteriori.methods.base import Advance, Estimate, Problem, Seed, ddpm_grid, draw
 from posteriori.operators.base import per_sample
 from posteriori.sample import Mean, Noise, State, Transition, ddim
 
 
 def mmps(
-    posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance, iterations: int = 3, eta: float = 1.0
+    posterior: ExactPosterior, n: int, nfe: int, seed: Seed, advance: Advance, iterations: int = 3, eta: float = 1.0
 ) -> Estimate:
     """MMPS with ``nfe`` steps, one evaluation and ``iterations + 1`` backward passes each.
 

@@ -1,31 +1,32 @@
 r"""MPGD, manifold-preserving guided diffusion, without projection (He et al. 2024, arXiv 2311.16424).
 
-    D <- D - c grad_D |y - A D|,      then a step of DDIM (eta = 0.5) whose predicted noise stays that of the prior
+    D <- D - c sqrt(1 + q'^2) grad_D |y - A D|,      then a step of DDIM (eta = 0.5) whose noise stays the prior's
 
 The gradient is taken at the denoiser's answer: no backward pass through the network. It is that of the **unsquared**
-norm, so a step has one length whatever the residual, ``c`` times a singular value of ``A``.
+norm, so a step has one length whatever the residual: ``c`` in DDPM's ``x = u / sqrt(1 + q^2)``, times a singular value
+of ``A``. (The authors divide ``scale`` by the square root of the next level's ``alpha_bar``.)
+
+Settings: the authors' code (github.com/KellyYutongHe/mpgd_pytorch, in ``linear_inv``
+``scripts/wo_proj_ffhq_super_resolution.sh`` and ``configs/mgpd_diffusion_config.yaml``): ``scale`` 17.5, 7.5 and 4 at
+20, 50 and 100 steps for 4x downsampling at ``sigma_y = 0.05``. For the other tasks nothing is published.
 
 Deviations: the norm is taken for every sample by itself. A pixel's share of a step falls with the size of the image, so
 ``c = scale sqrt(n / n_256)``, ``n_256`` the entries of the paper's 256x256 colour images: one ``scale`` for all sizes.
-The paper's scales (17.5, 7.5 and 4 at 20, 50 and 100 steps) are for 4x downsampling; for the other tasks nothing is
-published. ``SETTINGS`` at 100 steps were chosen on photos that are in no test set (docs/methods.md).
+The denoiser's answer is not clipped to [-1, 1].
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
-
 from posteriori.denoise import ExactPosterior
-from posteriori.methods.base import Advance, Estimate, Problem, ddpm_grid, draw
+from posteriori.methods.base import Advance, Estimate, Problem, Seed, ddpm_grid, draw
 from posteriori.sample import Mean, Noise, State, Transition, ddim
 
-SETTINGS: dict[str, dict[str, Any]] = {"sr": {"scale": 16.0}}
 ENTRIES = 3 * 256**2
 
 
 def mpgd(
-    posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance, scale: float = 32.0, eta: float = 0.5
+    posterior: ExactPosterior, n: int, nfe: int, seed: Seed, advance: Advance, scale: float = 4.0, eta: float = 0.5
 ) -> Estimate:
     """MPGD with ``nfe`` steps of one evaluation.
 
@@ -40,7 +41,7 @@ def mpgd(
         def step(state: State, q: float, mean: Mean, noise: Noise) -> State:
             d = mean(state.u, state.q)
             u = transition(state, q, lambda u, q: d, noise).u
-            return State(u - c * problem.misfit_gradient(d), q)
+            return State(u - c * (1 + q**2) ** 0.5 * problem.misfit_gradient(d), q)
 
         return step
 

@@ -11,11 +11,11 @@ Deviations: the paper concatenates the degraded picture; the linear estimate is 
 from __future__ import annotations
 
 from posteriori.denoise import ExactPosterior, NetworkDenoiser
-from posteriori.methods.base import Advance, Estimate, MethodError
+from posteriori.methods.base import Advance, Estimate, MethodError, Seed
 from posteriori.methods.eps import exact_posterior_score
 
 
-def palette(posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance, **options: object) -> Estimate:
+def palette(posterior: ExactPosterior, n: int, nfe: int, seed: Seed, advance: Advance, **options: object) -> Estimate:
     """The same sampler as EPS on a network trained as Palette.
 
     Args:

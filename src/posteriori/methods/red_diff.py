@@ -6,6 +6,10 @@ by Adam, one noise level per step from the largest down. With ``q_t (noise_hat -
 gradient is ``-A^T (y - A mu)/m + weight (mu - D)/n``; ``m`` and ``n`` count measurements and pixels. It seeks a mode:
 what differs between its samples is the randomness of the optimisation, not the posterior.
 
+Settings: the authors' code (github.com/NVlabs/RED-diff, ``_configs/algo/reddiff.yaml``): ``weight`` 0.25 and ``rate``
+0.1, at 1000 steps (``sample_batch.sh``); its README takes a rate of 0.5 at 100 steps. All are for measurements without
+noise; the one noisy example (inpainting, noise 0.1, ``sample_test.sh``) has 1.0 and 0.25. No task has its own.
+
 Deviations: starts at the linear estimate, where the paper takes ``A^+ y``, which does not exist for every operator and
 amplifies the noise of a blur. Means over ``m`` and ``n`` are those of the authors' code; the paper writes sums.
 """
@@ -15,21 +19,21 @@ from __future__ import annotations
 import torch
 
 from posteriori.denoise import ExactPosterior
-from posteriori.methods.base import Advance, Estimate, Problem, ddpm_grid, draw
+from posteriori.methods.base import Advance, Estimate, Problem, Seed, ddpm_grid, draw
 from posteriori.methods.classical import linear_answer
 from posteriori.operators.base import per_sample
 from posteriori.sample import Mean, Noise, State, Transition
 
 
 def red_diff(
-    posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance, weight: float = 0.25, rate: float = 0.1
+    posterior: ExactPosterior, n: int, nfe: int, seed: Seed, advance: Advance, weight: float = 0.25, rate: float = 0.1
 ) -> Estimate:
     """RED-diff with ``nfe`` steps of Adam (betas 0.9 and 0.99) of one evaluation each.
 
     Args:
         posterior, n, nfe, seed, advance: as for every method. The paper takes 1000 steps.
         weight: of the regulariser, the paper's lambda.
-        rate: learning rate.
+        rate: learning rate; fewer steps need a larger one.
     """
 
     def method(problem: Problem) -> Transition:

@@ -14,12 +14,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from posteriori.denoise import ExactPosterior
-from posteriori.methods.base import Advance, Estimate, Problem, draw
+from posteriori.methods.base import Advance, Estimate, Problem, Seed, draw
 from posteriori.pivot import noise_variance, pivot
 from posteriori.sample import Mean, Noise, State, Transition, dpmpp
 
 
-def zero_shot_pivot(posterior: ExactPosterior, n: int, nfe: int, seed: int, advance: Advance) -> Estimate:
+def zero_shot_pivot(posterior: ExactPosterior, n: int, nfe: int, seed: Seed, advance: Advance) -> Estimate:
     """The zero-shot pivot with ``nfe`` steps of DPM-Solver++(2M), one evaluation each.
 
     Args:
