@@ -85,14 +85,13 @@ def _weights(v: Tensor, levels: Sequence[float], q: float) -> list[Tensor]:
     start, measured = levels[0], v == 0
     v = torch.where(measured, torch.ones_like(v), v)
     root = v.sqrt()
-    integrals: list[Tensor] = []
+    integrals: Sequence[Tensor] = []
     if len(levels) > 1:
         half = math.log(start / q) / 2
         at = q * np.exp(half * (1 + _NODES))
-        poles = [float(a) / (v + float(a) ** 2) for a in at]
-        for j in range(1, len(levels)):
-            shares = half * _WEIGHTS * _lagrange(np.log(levels), j, np.log(at))
-            integrals.append(sum((float(c) * p for c, p in zip(shares, poles, strict=True)), torch.zeros_like(v)))
+        shares = [half * _WEIGHTS * at * _lagrange(np.log(levels), j, np.log(at)) for j in range(1, len(levels))]
+        nodes, weights = (v.new_tensor(x).reshape(*x.shape, *[1] * v.ndim) for x in (at, np.stack(shares)))
+        integrals = (weights / (v + nodes**2)).sum(1).unbind()
     # the polynomials sum to 1, and the integral of 1 is (theta_start - theta_q) / v^(1/2)
     whole = torch.atan(root * (start - q) / (v + start * q)) / root
     first = whole - sum(integrals, torch.zeros_like(v))

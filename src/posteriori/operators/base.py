@@ -66,13 +66,16 @@ def full_precision(function: F) -> F:
     """Run a solve in float32 or better whatever autocast says: half precision would drown the measurement."""
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        def lift(v: Any) -> Any:
-            half = isinstance(v, Tensor) and v.dtype in (torch.float16, torch.bfloat16)
-            return v.float() if half else v
-
+        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
         # a per-sample scalar may be on the CPU beside signals that are not
-        devices = (v.device.type for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-        device = next((d for d in devices if d != "cpu"), "cpu")
+        device = next((t for v in tensors if (t := v.device.type) != "cpu"), "cpu")
+        half = any(v.dtype in (torch.float16, torch.bfloat16) for v in tensors)
+        if not half and not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+
+        def lift(v: Any) -> Any:
+            return v.float() if isinstance(v, Tensor) and v.dtype in (torch.float16, torch.bfloat16) else v
+
         with torch.autocast(device, enabled=False):
             return function(*map(lift, args), **{k: lift(v) for k, v in kwargs.items()})
 

@@ -49,11 +49,8 @@ class Weighting(SpectralOperator):
                 f"weights (or mask) of shape {tuple(w.shape)} do not fit a batch of shape {tuple(like.shape)}: give "
                 "the signal's shape, or one set per sample with the batch first"
             )
-        try:
-            broadcast = torch.broadcast_shapes(w.shape, like.shape)
-        except RuntimeError:
-            broadcast = torch.Size()
-        if broadcast != like.shape:
+        # torch.broadcast_shapes says the same in ten times the time of everything else here
+        if any(m not in (1, n) for m, n in zip(reversed(w.shape), reversed(like.shape), strict=False)):
             raise ValueError(f"weights (or mask) of shape {tuple(w.shape)} do not fit signals {tuple(like.shape[1:])}")
         return w.reshape(*[1] * (like.ndim - w.ndim), *w.shape)
 

@@ -24,6 +24,8 @@ from posteriori.operators.base import SpectralFunction, SpectralOperator, full_p
 
 Boundary = Literal["reflect", "replicate", "zero", "circular", "valid"]
 
+# Many small products cost more than one with the zeros between the blocks.
+SHORT_AXIS = 64
 LONGEST_AXIS = 8192  # each of its matrices takes half a gigabyte
 
 __all__ = ["Axis", "ConvolutionAxis", "ResamplingAxis", "Separable"]
@@ -134,6 +136,10 @@ class Separable(SpectralOperator):
                 factors = [axis_factors(a, size) for a in self.axes[axis]]
                 names = ("matrix", "v", "us", "s")
                 matrix, v, us, s = (torch.stack([getattr(f, name) for f in factors]).to(like) for name in names)
+                if n <= SHORT_AXIS:
+                    matrix, v, us = (
+                        torch.stack([torch.block_diag(*[m] * (n // size)) for m in f]) for f in (matrix, v, us)
+                    )
                 self._cast[key] = matrix, v, us, s.repeat(1, n // size)
         return self._cast[key]
 
