@@ -1,0 +1,303 @@
+r"""What a method costs: its seconds over those of sampling the bare network, at the same number of evaluations.
+
+    python -m posteriori.bench.cost --out runs/cost --document docs/results/cost.md [--paper FILE] [--model PATH]
+
+The denominator is the least that a sampler of this network can cost (:func:`unconditional`): EDM's loop in its scalar
+form, ``D(u; q) = c_skip(q) u + c_out(q) F(c_in(q) u, c_noise(q))``, no operator anywhere, Euler steps (Heun's for a
+method that takes Heun's), as many evaluations as the method spent, the same batch. It and the method take turns,
+A B A B ..., with one bare evaluation of the network after each pair; a row is one such turn, and what is reported is
+the median of the rows' ratios. So a machine that slows down slows both.
+
+Seconds on a CPU are those of the process, which other programs do not add to; on a GPU they are seconds of the clock,
+read when the device is done.
+
+``eps`` and ``palette`` are timed as samplers, without the posterior mean that their entries in
+:data:`posteriori.methods.METHODS` add at the price of one more evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posteriori.backbones.cards import build_denoiser
+from posteriori.backbones.unet import UNetBackbone
+from posteriori.bench.common import say
+from posteriori.bench.cost_report import write_report
+from posteriori.bench.images_problems import digest, make_problem
+from posteriori.bench.images_recipe import Task, standard_tasks
+from posteriori.bench.runner import Row, Rows, versions
+from posteriori.checkpoint import load
+from posteriori.denoise import Conditioning, ExactPosterior, NetworkDenoiser
+from posteriori.methods.base import METHODS
+from posteriori.operators import Blur, LinearOperator, Nothing, motion_kernel
+from posteriori.pivot import measure
+from posteriori.sample import Solver, State, euler, evaluations_for, heun, sample, steps_for
+
+__all__ = ["NETWORK", "Contest", "in_turn", "main", "small_model", "unconditional"]
+
+#: That of recipes/lfw-32-eps.yaml.
+NETWORK: dict[str, Any] = {
+    "kind": "unet2d", "image_channels": 3, "conditioned": True, "sample_size": 32, "block_out_channels": [32, 64, 128],
+    "layers_per_block": 1, "norm_num_groups": 16, "attention_head_dim": 32,
+    "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+}  # fmt: skip
+SOLVERS: tuple[Solver, ...] = ("exponential", "euler", "heun")
+TASKS = ("random", "box", "sr4", "gaussian", "motion")
+ITERATIVE = "motion-zero"
+Clock = Callable[[], float]
+
+
+def small_model() -> NetworkDenoiser:
+    """The network of the 32-pixel recipes with random weights: what it costs does not depend on them."""
+    card = {
+        "network": NETWORK, "schedule": {"kind": "VE"}, "scaling": {"kind": "edm", "data_std": 0.5},
+        "preconditioning": "spectral", "sigma_y_range": None,
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_denoiser(card).eval().requires_grad_(False)
+
+
+def nothing_told(like: Tensor, sigma_y: float) -> Conditioning:
+    """Constant inputs where a network has inputs for a measurement."""
+    return Conditioning(torch.zeros_like(like), torch.ones_like(like), like.new_full((len(like),), sigma_y))
+
+
+@torch.no_grad()
+def unconditional(
+    denoiser: NetworkDenoiser, like: Tensor, evaluations: int, solver: Solver, sigma_y: float = 0.05
+) -> Tensor:
+    """Samples of a network alone: see the module's head.
+
+    Args:
+        denoiser: the network and its scalars.
+        like: gives the samples' shape ``(B, *signal)``, precision and device.
+        evaluations: of the network; for Heun's method an odd number.
+        solver: ``"heun"``, or anything else for Euler's.
+        sigma_y: what an input for it is told.
+    """
+    schedule, c, told = denoiser.schedule, denoiser.scaling, nothing_told(like, sigma_y)
+
+    def mean(u: Tensor, q: float) -> Tensor:
+        level = torch.tensor(q, dtype=torch.float64)
+        label = denoiser.c_noise(level).to(u).expand(len(u))
+        d = float(c.skip(level)) * u + float(c.out(level)) * denoiser.backbone(float(c.input(level)) * u, label, told)
+        return d if denoiser.clip is None else d.clamp(-denoiser.clip, denoiser.clip)
+
+    ratios = schedule.ratio(schedule.grid(steps_for(solver, evaluations))).tolist()
+    state = State(torch.randn_like(like) * ratios[0], ratios[0])
+    for q in ratios[1:]:
+        state = (heun if solver == "heun" else euler)(state, q, mean, lambda: like)
+    return state.u
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A method on a task.
+
+    Attributes:
+        method: a name of :data:`METHODS`; ``unconditional`` is our own sampler with nothing measured, and ``inputs``
+            the network with inputs for a measurement against the one without.
+        solver: of methods that have one to choose.
+        task: one of :data:`TASKS`, :data:`ITERATIVE`, or empty where nothing is measured.
+    """
+
+    method: str
+    solver: str
+    task: str
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.method, self.solver, self.task)))
+
+    def key(self, setting: Row, turn: int) -> Row:
+        """Of the row of a turn."""
+        return {**setting, "method": self.method, "solver": self.solver, "task": self.task, "turn": turn}
+
+    def chosen(self, methods: Sequence[str], tasks: Sequence[str]) -> bool:
+        """Whether it is among these, empty for all; without a task it goes with all of them."""
+        return (not methods or self.method in methods) and (not tasks or self.task in (*tasks, ""))
+
+    def operator(self, like: Tensor, sigma_y: float) -> tuple[LinearOperator, Tensor]:
+        """The task's operator and the measurements of random images of the shape of ``like``."""
+        x_0 = (torch.rand(like.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(like)
+        if not self.task:
+            return Nothing(), torch.zeros_like(x_0)
+        if self.task != ITERATIVE:
+            problem = make_problem(standard_tasks()[self.task], self.task, x_0, 0, sigma_y, seed=0)
+            return problem.A, problem.y
+        size = like.shape[-1]
+        A = Blur(motion_kernel(min(61, size - 1 + size % 2), Task("motion").intensity), "zero")
+        return A, measure(A, x_0, sigma_y, seed=0)
+
+    def prepare(
+        self, denoiser: NetworkDenoiser, like: Tensor, nfe: int, sigma_y: float
+    ) -> tuple[Callable[[], object], Callable[[], object], Row]:
+        """The method and what it is compared with, ready to be timed, and what is known of them.
+
+        Raises:
+            ValueError: when the method does not fit the operator.
+        """
+        if self.method == "inputs":
+            return _inputs(denoiser, like, nfe, sigma_y)
+        A, y = self.operator(like, sigma_y)
+        network: NetworkDenoiser = denoiser
+        if self.method == "palette":
+            network = NetworkDenoiser(
+                denoiser.backbone, denoiser.schedule, denoiser.scaling, "palette", denoiser.c_noise,
+                denoiser.sigma_y_range, denoiser.clip,
+            )  # fmt: skip
+        posterior = ExactPosterior(network, A, y, sigma_y)
+        if self.solver:
+            solver: Solver = self.solver  # type: ignore[assignment]
+            run: Callable[[], object] = partial(sample, posterior, nfe=nfe, solver=solver, batch_size=len(like))
+            spent, backward, settings = evaluations_for(solver, nfe), 0, {}
+        else:
+            solver, entry = "euler", METHODS[self.method]
+            settings = entry.settings(standard_tasks()["motion" if self.task == ITERATIVE else self.task].kind)
+            run = partial(entry, posterior, nfe=nfe, **settings)
+            first = entry(posterior, nfe=nfe, **settings)  # counts, and warms up
+            spent, backward = first.evaluations, first.backward
+        bare = partial(unconditional, denoiser, like, spent, solver, sigma_y)
+        return run, bare, {"evaluations": spent, "backward": backward, "operator": A.solver, "settings": settings}
+
+
+def _inputs(
+    denoiser: NetworkDenoiser, like: Tensor, nfe: int, sigma_y: float
+) -> tuple[Callable[[], object], Callable[[], object], Row]:
+    if not (isinstance(denoiser.backbone, UNetBackbone) and denoiser.backbone.conditioned):
+        raise ValueError("this network cannot be made without its inputs for a measurement")
+    plain = UNetBackbone(**{**{k: v for k, v in denoiser.backbone.config.items() if k != "kind"}, "conditioned": False})
+    plain.eval().requires_grad_(False).to(like.device)
+    told, label = nothing_told(like, sigma_y), like.new_zeros(len(like))
+
+    def repeat(network: UNetBackbone) -> None:
+        for _ in range(nfe):
+            network(like, label, told)
+
+    return partial(repeat, denoiser.backbone), partial(repeat, plain), {"evaluations": nfe, "backward": 0}
+
+
+def contests() -> list[Contest]:
+    """All there are."""
+    found = [Contest("inputs", "", ""), *(Contest("unconditional", s, "") for s in SOLVERS)]
+    for name in (n for n, entry in METHODS.items() if entry.nfe):
+        solvers = {"eps": SOLVERS, "palette": SOLVERS[:1]}.get(name, ("",))
+        found += [Contest(name, s, t) for s in solvers for t in (*TASKS, ITERATIVE)]
+    return found
+
+
+def clock_of(device: str) -> Clock:
+    """Seconds: see the module's head."""
+    if not device.startswith("cuda"):
+        return time.process_time
+
+    def read() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return read
+
+
+def in_turn(runs: Sequence[Callable[[], object]], count: int, clock: Clock) -> Iterator[list[float]]:
+    """Seconds of each of ``runs``, one after the other, ``count`` times; all of them run once before."""
+    for run in runs:
+        run()
+    for _ in range(count):
+        seconds = []
+        for run in runs:
+            began = clock()
+            run()
+            seconds.append(clock() - began)
+        yield seconds
+
+
+def turns(contest: Contest, setting: Row, rows: Rows) -> list[Row]:
+    """Its rows."""
+    found: list[Row] = []
+    while (key := contest.key(setting, len(found))) in rows:
+        found.append(rows[key])
+    return found
+
+
+def measure_contest(
+    contest: Contest, denoiser: NetworkDenoiser, like: Tensor, setting: Row, rows: Rows, count: int, clock: Clock
+) -> int:
+    """Measure what is missing of ``count`` turns; returns how many. A method that does not fit has one row that says
+    why."""
+    done = turns(contest, setting, rows)
+    missing = range(len(done), count)
+    if not missing or (done and "error" in done[0]):
+        return 0
+    known: Row = {"versions": versions()}
+    nfe, sigma_y = setting["nfe"], setting["sigma_y"]
+    try:
+        run, bare, facts = contest.prepare(denoiser, like, nfe, sigma_y)
+    except ValueError as error:
+        rows.append(contest.key(setting, 0), {"error": " ".join(str(error).split()), **known})
+        return 1
+    told, label = nothing_told(like, sigma_y), like.new_zeros(len(like))
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        denoiser.backbone(like, label, told)
+
+    for turn, seconds in zip(missing, in_turn((run, bare, evaluate), len(missing), clock), strict=True):
+        times = dict(zip(("seconds", "unconditional_seconds", "network_seconds"), seconds, strict=True))
+        rows.append(contest.key(setting, turn), {**times, "ratio": seconds[0] / seconds[1], **facts, **known})
+    return len(missing)
+
+
+def main(arguments: Sequence[str] | None = None, clock: Clock | None = None) -> int:
+    """Command line; turns that have a row are not measured again. ``clock`` replaces :func:`clock_of`."""
+    parser = argparse.ArgumentParser("python -m posteriori.bench.cost", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="", help="folder or name; the 32-pixel recipes' network when left out")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--alternations", type=int, default=20)
+    parser.add_argument("--nfe", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--sigma-y", type=float, default=0.05)
+    parser.add_argument("--methods", nargs="+", default=[], help="measure these only")
+    parser.add_argument("--tasks", nargs="+", default=[], help="measure these only")
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the rows")
+    parser.add_argument("--document", type=Path, help="Markdown file of the report; report.md in --out when left out")
+    parser.add_argument("--paper", type=Path, help="JSON file with a paper's own seconds under the key 'cost'")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    denoiser = load(args.model, args.device) if args.model else small_model().to(args.device)
+    if denoiser.preconditioning != "spectral":
+        say("give a model of eps: this one has the preconditioning " + denoiser.preconditioning)
+        return 2
+    like = torch.randn(args.batch, 3, args.size, args.size, generator=torch.Generator().manual_seed(0)).to(args.device)
+    key: Row = {
+        "model": args.model or "small", "weights": digest(denoiser.state_dict().values()), "device": args.device,
+        "threads": args.threads, "nfe": args.nfe, "batch": args.batch, "size": args.size, "sigma_y": args.sigma_y,
+    }  # fmt: skip
+    rows, shown = Rows(args.out / "rows.jsonl"), []
+    for contest in contests():
+        if contest.chosen(args.methods, args.tasks):
+            count = measure_contest(
+                contest, denoiser, like, key, rows, args.alternations, clock or clock_of(args.device)
+            )
+            say(f"{contest}: {count} measured")
+        shown += turns(contest, key, rows)
+    target = args.document or args.out / "report.md"
+    write_report(shown, target, args.paper)
+    say(str(target))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
