@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from posteriori.bench.common import markdown_table
+from posteriori.bench.common import markdown_table, replace_between
 from posteriori.checkpoint import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,15 +66,6 @@ def photo_table(figures: dict[str, Any], calibration: dict[str, Any]) -> str:
     header = ["task", "input", "linear", "TV", "mean (1 evaluation)", "residual of samples (1)",
               "MSE sample / mean (2)", "MSE mean of 8 / mean (1.125)"]  # fmt: skip
     return markdown_table(header, rows)
-
-
-def replace_between(path: Path, marker: str, content: str) -> None:
-    """Replace what stands between ``<!-- marker -->`` and ``<!-- /marker -->``."""
-    text = path.read_text()
-    head, rest = text.split(f"<!-- {marker} -->", 1)
-    tail = rest.split(f"<!-- /{marker} -->", 1)[1]
-    new = f"{head}<!-- {marker} -->\n{content.strip()}\n<!-- /{marker} -->{tail}"
-    write_atomically(path, new.encode())
 
 
 def main() -> None:

@@ -15,9 +15,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from posteriori.checkpoint import write_atomically
 from posteriori.denoise import Conditioning
 
-__all__ = ["HalfPrecision", "Results", "markdown_table", "photo_files", "read_photo", "say", "seed_of"]
+__all__ = [
+    "HalfPrecision",
+    "Results",
+    "markdown_table",
+    "photo_files",
+    "read_photo",
+    "replace_between",
+    "say",
+    "seed_of",
+]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
@@ -102,6 +112,20 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], name
     cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row] for row in rows]
     lines = [" | ".join(header), " | ".join(["---"] * names + ["---:"] * (len(header) - names))]
     return "\n".join(f"| {line} |" for line in [*lines, *map(" | ".join, cells)])
+
+
+def replace_between(path: str | Path, marker: str, content: str) -> None:
+    """Replace what stands in a document between ``<!-- marker -->`` and ``<!-- /marker -->``; the rest stays.
+
+    Raises:
+        ValueError: when the document does not have both, in this order.
+    """
+    path = Path(path)
+    head, opening, rest = path.read_text(encoding="utf-8").partition(f"<!-- {marker} -->")
+    _, closing, tail = rest.partition(f"<!-- /{marker} -->")
+    if not closing:
+        raise ValueError(f"{path} needs the lines <!-- {marker} --> and <!-- /{marker} -->: put them where it goes")
+    write_atomically(path, f"{head}{opening}\n{content.strip()}\n{closing}{tail}".encode())
 
 
 class HalfPrecision(nn.Module):
