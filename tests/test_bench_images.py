@@ -149,6 +149,18 @@ def test_batches_change_no_figure(data: Path, tmp_path: Path) -> None:
         assert values == pytest.approx(second[key], rel=1e-4, abs=1e-6), key
 
 
+def test_a_grid_may_have_its_own_evaluations(data: Path, tmp_path: Path) -> None:
+    """The slow settings would be measured on the large grid too: hours instead of minutes."""
+    grids = [{"images": 2, "tasks": ["sr4"], "nfe": {"eps": [3]}}, {"images": 4, "tasks": ["sr4"]}]
+    plan = recipe(data, methods={"eps": {"nfe": [1, 5]}, "linear": {}}, grids=grids, batch=2)
+    found = [(c.key["method"], c.key["nfe"], c.key["first"]) for c in ImageBenchmark(
+        plan, tmp_path, denoisers={"eps": prior()}).cells()]  # fmt: skip
+    assert found == [
+        ("eps", 3, 0), ("linear", 0, 0),
+        ("eps", 1, 0), ("eps", 1, 2), ("eps", 5, 0), ("eps", 5, 2), ("linear", 0, 2),
+    ]  # fmt: skip
+
+
 def test_problems_belong_to_the_image(data: Path) -> None:
     """Methods measured on fewer images would have other masks, kernels and noise than the rest."""
     x = read_images(PhotoSource(shards="test.tar"), str(data), SIDE, 5)
@@ -227,6 +239,44 @@ def test_errors_are_compared_on_the_same_images() -> None:
     assert (dps.values["ratio_one"], dps.values["residual"]) == (3.0, 2.0)
 
 
+def made_up(method: str, first: int, samples: int, **columns: list[float]) -> dict[str, Any]:
+    count = len(next(iter(columns.values())))
+    nominal = {"50": 0.5, "90": samples / 20} if samples > 1 else {}
+    extra = {"residual": [1.0] * count, "measurements": [1.0] * count}
+    return {
+        "id": f"{method} {first} {samples}", "method": method, "task": "t", "nfe": 9, "seed": 0, "first": first,
+        "images": count, "samples": samples, "seconds": 1.0, "evaluations": 9.0, "backward": 0.0, "nominal": nominal,
+        "per_image": {**extra, **columns},
+    }  # fmt: skip
+
+
+def test_methods_on_fewer_images_are_compared_on_those() -> None:
+    """A method measured on the two easiest images would win over one that is better on each of them."""
+    rows = [
+        made_up("eps", 0, 2, psnr=[30.0, 29.0, 11.0, 10.0], crps=[1.0, 1.0, 5.0, 5.0]),
+        made_up("slow", 0, 2, psnr=[28.0, 27.0], crps=[2.0, 2.0]),
+        made_up("point", 0, 1, psnr=[29.0, 28.0, 10.0, 9.0]),
+    ]
+    lines = {e.method: e.values for e in entries(rows)}
+    assert lines["eps"]["psnr"] == 20.0
+    assert lines["slow"]["psnr"] == pytest.approx(18.0)  # 2 dB below eps wherever both are known
+    assert lines["slow"]["crps"] == pytest.approx(4.0)
+    assert lines["point"]["psnr"] == 19.0
+    assert "crps" not in lines["point"]
+
+
+def test_rows_of_several_grids_serve_what_they_are_good_for() -> None:
+    """Single images would be judged by the eight that intervals were measured on, or intervals by 2 samples."""
+    rows = [
+        made_up("eps", 0, 4, psnr=[20.0, 22.0, 24.0], inside_90=[0.5, 0.5, 0.5]),
+        made_up("eps", 0, 19, psnr=[30.0], inside_90=[0.9]),
+        made_up("eps", 0, 1, psnr=[0.0, 0.0, 0.0, 0.0]),
+    ]
+    (line,) = entries(rows)
+    assert (line.images, line.samples, line.values["psnr"]) == (3, 4, 22.0)
+    assert (line.values["inside_90"], line.values["nominal_90"]) == (0.9, 0.95)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -235,6 +285,7 @@ def test_errors_are_compared_on_the_same_images() -> None:
         ({"methods": {"magic": {}}}, "no method 'magic'"),
         ({"only": ["dps"]}, "must be among"),
         ({"grids": [{"images": 5}, {"images": 32}]}, "multiples of batch"),
+        ({"grids": [{"images": 32, "nfe": {"dps": [8]}}]}, "grids.nfe: dps must be among"),
     ],
 )
 def test_bad_recipes(data: Path, changes: dict[str, Any], message: str) -> None:

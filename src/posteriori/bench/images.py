@@ -115,7 +115,7 @@ class ImageBenchmark:
         count = min(grid.images, spec.images or grid.images)
         model = spec.model if entry.nfe else ""
         settings = {**entry.settings(self.plan.tasks[task].kind), **spec.settings, **spec.by_task.get(task, {})}
-        for nfe in (spec.nfe or [entry.nfe]) if entry.nfe else [0]:
+        for nfe in (grid.nfe.get(name) or spec.nfe or [entry.nfe]) if entry.nfe else [0]:
             samples = 1 if self.certain(name, nfe) else grid.samples
             for seed in range(1 if entry.nfe == 0 else grid.seeds):
                 for first in range(0, count, self.plan.batch):

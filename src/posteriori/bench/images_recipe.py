@@ -81,6 +81,7 @@ class Grid:
         images: how many.
         samples: of each image and method; the CRPS and intervals need 2 or more.
         tasks, methods: names; all of the recipe's when empty.
+        nfe: evaluations per sample of single methods, in place of the methods' own.
         seeds: independent runs of every method on the same measurements.
     """
 
@@ -88,6 +89,7 @@ class Grid:
     samples: int = 4
     tasks: list[str] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
+    nfe: dict[str, list[int]] = field(default_factory=dict)
     seeds: int = 1
 
     def __post_init__(self) -> None:
@@ -158,6 +160,7 @@ class ImageRecipe:
         for grid in self.grids:
             _among(grid.tasks, self.tasks, "grids.tasks")
             _among(grid.methods, self.methods, "grids.methods")
+            _among(grid.nfe, grid.methods or self.methods, "grids.nfe")
         _among(self.only, self.methods, "only")
         measured = {t for g in self.grids for t in g.tasks or self.tasks}
         for name, task in self.tasks.items():
