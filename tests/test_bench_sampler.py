@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import posteriori as po
-from posteriori.bench.sampler import CURVES, PROBLEMS, Attempt, Exact, carry, main
+from posteriori.bench.sampler import CURVES, HELD_OUT, PROBLEMS, Attempt, Exact, carry, main
 from posteriori.bench.sampler_tables import MEASURES
 from posteriori.bench.sampler_variants import open_exponential
 from posteriori.exponential import exponential
@@ -98,6 +98,18 @@ def test_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert (tmp_path / "exact.jsonl").read_text() == rows
     assert (tmp_path / "tables.md").read_text() == table
     capsys.readouterr()
+
+
+def test_held_out_problems_are_others() -> None:
+    """What the sampler was chosen on would be called held out: priors, measurements or operators would be the same."""
+    same = [Exact("mixture", 16, "selection", 0.05, 4, Path(), Path(), seed=s) for s in (0, 13)]
+    for get in (lambda p: p.prior.means, lambda p: p.posterior.y):
+        assert get(same[0]).shape == get(same[1]).shape
+        assert float((get(same[0]) - get(same[1])).abs().max()) > 0.05
+    assert not torch.equal(*[p.posterior.A(torch.ones(1, 1, 4, 4, dtype=torch.float64)) for p in same])
+    assert len({s[4] for s in HELD_OUT}) == len(HELD_OUT)
+    assert all(s[4] for s in HELD_OUT)
+    assert not {s[:4] for s in HELD_OUT} & set(PROBLEMS)
 
 
 def test_pilot_and_other_grids_have_the_evaluations(problems: list[Exact]) -> None:

@@ -1,6 +1,6 @@
 r"""The search for the sampler of posterior ODEs: solvers, grids and warm starts on exact priors and on photos.
 
-    python -m posteriori.bench.sampler --out runs/sampler [--photos VALIDATION_PHOTOS] [--parts curves attempts grid]
+    python -m posteriori.bench.sampler --out runs/sampler [--photos VALIDATION_PHOTOS] [--parts attempts grid curves]
 
 Exact priors (:mod:`posteriori.bench.exact_problems`): mixtures in 2, 16 and 64 dimensions and a mixture fitted to 8x8
 patches of photos; selection, blur, downsampling, random projections; sigma_y .01, .05, .3. The denoiser makes no error.
@@ -12,6 +12,9 @@ integrator are the truth; paired with it a sample has no Monte Carlo error, and 
     covariance   |C - C_truth|_F / |C_truth|_F
     whitened     the same in units of the posterior, sqrt(|W (C - C_truth) W^T|_F^2 / d):  sees measured directions
     residual     |rms of (y - A x)/sigma_y over that of the truth - 1|
+
+*Held out* are problems that no sampler was chosen on: other priors, operators and measurements (another seed), other
+sizes and noises, 3 or 8 components. The curves' samplers are measured on them at fewer numbers of evaluations.
 
 Photos: centre crops of validation photos in five tasks by the bundled model. Rows are kept in the output folder, and a
 run that was stopped continues.
@@ -57,6 +60,9 @@ from posteriori.solvers import State, Transition, ddim, dpmpp, euler, heun, step
 __all__ = ["ATTEMPTS", "PROBLEMS", "Attempt", "Exact", "carry", "main"]
 
 Make = Callable[[ExactPosterior], Transition]
+Row = dict[str, Any]
+Curves = dict[str, dict[int, list[Row]]]
+PARTS = ("attempts", "grid", "curves", "held-out")
 NFE = (4, 5, 6, 8, 10, 12, 16, 20, 50, 100)
 
 # prior, d, operator, sigma_y
@@ -75,6 +81,22 @@ PROBLEMS: tuple[tuple[str, int, OperatorName, float], ...] = (
     ("patches", 64, "blur", 0.05),
     ("patches", 64, "downsampling", 0.01),
 )
+# prior, d, operator, sigma_y, seed, components
+HELD_OUT: tuple[tuple[str, int, OperatorName, float, int, int], ...] = (
+    ("mixture", 2, "blur", 0.1, 11, 3),
+    ("mixture", 2, "selection", 0.02, 12, 8),
+    ("mixture", 16, "selection", 0.02, 13, 8),
+    ("mixture", 16, "blur", 0.1, 14, 3),
+    ("mixture", 36, "downsampling", 0.02, 15, 8),
+    ("mixture", 36, "projection", 0.1, 16, 3),
+    ("mixture", 36, "blur", 0.03, 17, 5),
+    ("mixture", 100, "selection", 0.1, 18, 5),
+    ("mixture", 100, "projection", 0.02, 19, 8),
+    ("patches", 36, "selection", 0.02, 20, 15),
+    ("patches", 36, "downsampling", 0.1, 21, 15),
+    ("patches", 100, "blur", 0.03, 22, 15),
+)
+HELD_OUT_NFE = (6, 8, 12, 20, 100)
 
 
 @dataclass(frozen=True)
@@ -175,15 +197,18 @@ class Exact:
     """A problem with a known posterior, and what attempts are compared with."""
 
     def __init__(
-        self, prior: str, d: int, operator: OperatorName, sigma_y: float, n: int, photos: Path, out: Path
-    ) -> None:
+        self, prior: str, d: int, operator: OperatorName, sigma_y: float, n: int, photos: Path, out: Path,
+        seed: int = 0, components: int = 0,
+    ) -> None:  # fmt: skip
         self.name, self.d = f"{prior} {d}, {operator}, {sigma_y:g}", d
-        A = make_operator(operator, d)
+        A = make_operator(operator, d, seed)
         if prior == "patches":
-            self.prior = patch_mixture(photos, d, 20, PatchFit(patches=8000, iterations=15), out / "fits")
+            self.prior = patch_mixture(
+                photos, d, components or 20, PatchFit(patches=8000, iterations=15, seed=seed), out / "fits"
+            )
         else:
-            self.prior = make_prior(PriorSpec("mixture", d), A)
-        y = make_measurement(self.prior, A, sigma_y, 1001)[1]
+            self.prior = make_prior(PriorSpec("mixture", d, components or 5), A, seed)
+        y = make_measurement(self.prior, A, sigma_y, 1001 + seed)[1]
         self.exact, self.posterior = self.prior.posterior(A, y, sigma_y), ExactPosterior(self.prior, A, y, sigma_y)
         shape = self.posterior.shape[1:]
         self.start = torch.stack(
@@ -287,7 +312,15 @@ def run_exact(args: argparse.Namespace) -> dict[str, str]:
     rows = Results(args.out / "exact.jsonl", ("problem", "attempt", "nfe", "samples"))
     problems = [Exact(*spec, args.samples, args.patches, args.out) for spec in PROBLEMS]
 
-    def rows_of(name: str, attempt: Attempt, nfe: int) -> list[dict[str, Any]]:
+    def curves_of(problems: Sequence[Exact], nfes: Sequence[int]) -> tuple[Curves, str]:
+        floors = [rows.get(p.floor, problem=p.name, attempt="floor", nfe=0, samples=args.samples) for p in problems]
+        found: Curves = {}
+        for name, attempt in CURVES.items():
+            found[name] = {nfe: rows_of(name, attempt, nfe, problems) for nfe in nfes}
+            say(f"{name}: {[round(float(summary(r)[1]), 3) for r in found[name].values()]}")
+        return found, curve_table(found, floors)
+
+    def rows_of(name: str, attempt: Attempt, nfe: int, problems: Sequence[Exact] = problems) -> list[Row]:
         key = {"attempt": name, "nfe": nfe, "samples": args.samples}
         return [rows.get(partial(p.row, attempt, nfe), problem=p.name, **key) for p in problems]
 
@@ -303,13 +336,11 @@ def run_exact(args: argparse.Namespace) -> dict[str, str]:
                 found = {f"{euler_100}, 100 evaluations": rows_of(euler_100, CURVES[euler_100], 100), **found}
             tables[part] = solver_table(found, first)
     if "curves" in args.parts:
-        floors = [rows.get(p.floor, problem=p.name, attempt="floor", nfe=0, samples=args.samples) for p in problems]
-        curves: dict[str, dict[int, list[dict[str, Any]]]] = {}
-        for name, attempt in CURVES.items():
-            curves[name] = {nfe: rows_of(name, attempt, nfe) for nfe in NFE}
-            say(f"curves: {name}: {[round(float(summary(r)[1]), 3) for r in curves[name].values()]}")
-        tables["curves"] = curve_table(curves, floors)
+        curves, tables["curves"] = curves_of(problems, NFE)
         figure(curves, [p.name for p in problems], args.out / "sampler.png")
+    if "held-out" in args.parts:
+        others = [Exact(*s[:4], args.samples, args.patches, args.out, *s[4:]) for s in HELD_OUT]
+        tables["held out"] = curves_of(others, HELD_OUT_NFE)[1]
     return tables
 
 
@@ -317,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser("python -m posteriori.bench.sampler", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for rows, tables and the figure")
-    parser.add_argument("--parts", nargs="+", default=["attempts", "grid", "curves"], help="attempts, grid, curves")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), help=", ".join(PARTS))
     parser.add_argument("--nfe", type=int, default=8, help="evaluations of attempts and grids")
     parser.add_argument("--samples", type=int, default=1024, help="of every exact posterior")
     parser.add_argument("--patches", type=Path, default=bundled_photos(), help="photos that patches are fitted to")
@@ -328,8 +359,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--photo-samples", type=int, default=2)
     parser.add_argument("--model", default="photo")
     args = parser.parse_args(arguments)
-    if unknown := set(args.parts) - {"attempts", "grid", "curves"}:
-        parser.error(f"unknown parts {', '.join(sorted(unknown))}: choose attempts, grid, curves")
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"unknown parts {', '.join(sorted(unknown))}: choose {', '.join(PARTS)}")
     args.out.mkdir(parents=True, exist_ok=True)
     tables = run_exact(args)
     if args.photos:
