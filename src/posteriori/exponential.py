@@ -61,43 +61,44 @@ def exponential(posterior: ExactPosterior, order: int = 3) -> Transition:
         v = y.new_full([1] * len(shape), s**2)
         enter = leave = lambda x: x
 
+    unspread = v == 0  # measured without noise: mu is the answer
+    unspread = unspread if bool(unspread.any()) else None
+
     def step(state: State, q: float, mean: Mean, noise: Noise) -> State:
         d = mean(state.u, state.q)
         if q == 0 and not state.history:
             return State(d, q)
-        z = enter(state.u)
-        history = ((state.q, enter(d) - v / (v + state.q**2) * z), *state.history)[:order]
+        z, width = enter(state.u), (v + state.q**2).sqrt()
+        scaled = width / state.q * (enter(d) - v / width**2 * z)  # v^(1/2) F
+        history = ((state.q, scaled), *state.history)[:order]
         used = history if q > 0 else history[:1]
-        z = ((v + q**2) / (v + state.q**2)).sqrt() * z
-        for weight, (_, deviation) in zip(_weights(v, [level for level, _ in used], q), used, strict=True):
-            z = z + weight * deviation
-        return State(leave(z).to(state.u), q, history=history)
+        w = z / width
+        for integral, (_, value) in zip(_integrals(v, [level for level, _ in used], q, unspread), used, strict=True):
+            w = w + integral * value
+        return State(leave((v + q**2).sqrt() * w).to(state.u), q, history=history)
 
     return step
 
 
-def _weights(v: Tensor, levels: Sequence[float], q: float) -> list[Tensor]:
-    """Weights of ``N`` at noise ``levels``, the latest first, in the step from there to ``q``.
-
-    ``(v + q^2)^(1/2) (v + q_j^2)^(1/2) / q_j`` times the integral of Lagrange's polynomial ``j`` in ``log q`` over
-    ``dq/(v + q^2)``; 0 at ``v = 0`` (measured without noise), where ``mu`` is the answer.
-    """
-    start, measured = levels[0], v == 0
-    v = torch.where(measured, torch.ones_like(v), v)
+def _integrals(v: Tensor, levels: Sequence[float], q: float, unspread: Tensor | None = None) -> list[Tensor]:
+    """For values at noise ``levels``, the latest first: the integral of Lagrange's polynomial in ``log q`` of each over
+    ``dq/(v + q^2)``, from ``q`` to the latest; 0 where ``unspread``, which is where ``v`` is 0."""
+    start = levels[0]
+    v = v if unspread is None else torch.where(unspread, torch.ones_like(v), v)
     root = v.sqrt()
-    integrals: Sequence[Tensor] = []
+    # the polynomials sum to 1, and the integral of 1 is (theta_start - theta_q) / v^(1/2)
+    first = torch.atan(root * (start - q) / (v + start * q)) / root
+    rest: Sequence[Tensor] = ()
     if len(levels) > 1:
         half = math.log(start / q) / 2
         at = q * np.exp(half * (1 + _NODES))
         shares = [half * _WEIGHTS * at * _lagrange(np.log(levels), j, np.log(at)) for j in range(1, len(levels))]
         nodes, weights = (v.new_tensor(x).reshape(*x.shape, *[1] * v.ndim) for x in (at, np.stack(shares)))
-        integrals = (weights / (v + nodes**2)).sum(1).unbind()
-    # the polynomials sum to 1, and the integral of 1 is (theta_start - theta_q) / v^(1/2)
-    whole = torch.atan(root * (start - q) / (v + start * q)) / root
-    first = whole - sum(integrals, torch.zeros_like(v))
-    scales = [((v + q**2) * (v + level**2)).sqrt() / level for level in levels]
-    found = [c * i for c, i in zip(scales, [first, *integrals], strict=True)]
-    return [torch.where(measured, torch.zeros_like(w), w) for w in found]
+        rest = (weights / (v + nodes**2)).sum(1).unbind()
+    for integral in rest:
+        first = first - integral
+    found = [first, *rest]
+    return found if unspread is None else [torch.where(unspread, torch.zeros_like(x), x) for x in found]
 
 
 def _lagrange(nodes: np.ndarray, j: int, x: np.ndarray) -> np.ndarray:
