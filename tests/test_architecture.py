@@ -35,6 +35,7 @@ FLOORS = {
     "solvers": 2,
     "exponential": 2,
     "grids": 2,
+    "rescheduled": 2,
     "sample": 2,
     "noise": 2,
     "noise_level": 2,

@@ -1,0 +1,56 @@
+r"""A denoiser on another interpolant than its own.
+
+In ``u = x_t/alpha_t`` and ``q = sigma_t/alpha_t`` all interpolants are one, so what is known of ``x_0`` from
+
+    x_t = alpha_t x_0 + sigma_t noise      is what is known from      (sigma'/sigma_t) x_t = alpha' x_0 + sigma' noise
+
+on the denoiser's own schedule, at its time of ``q``. A network trained with EDM's schedule is sampled as a VP or
+flow model, with their solvers and time grids, without training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from posteriori.denoise import Denoiser, Posterior
+from posteriori.operators.base import LinearOperator, Scalar, per_sample
+from posteriori.schedule import Schedule
+
+__all__ = ["Rescheduled"]
+
+
+class Rescheduled(Denoiser):
+    """``E[x_0 | x_t, y]`` for ``x_t`` of another schedule.
+
+    Noise beyond the denoiser's own largest counts as the largest, where ``x_t`` says next to nothing about ``x_0``.
+
+    Args:
+        denoiser: an exact prior or a network.
+        schedule: of ``x_t``.
+    """
+
+    def __init__(self, denoiser: Denoiser, schedule: Schedule) -> None:
+        super().__init__()
+        self.denoiser, self.schedule = denoiser, schedule
+        self.data_std, self.warm = denoiser.data_std, denoiser.warm
+        self.sigma_y_range: tuple[float, float] | None = getattr(denoiser, "sigma_y_range", None)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Scalar,
+        A: LinearOperator,
+        y: Tensor,
+        sigma_y: Scalar,
+        previous: Posterior | None = None,
+    ) -> Posterior:
+        time = torch.as_tensor(t, dtype=torch.float64, device=x_t.device).reshape(-1)
+        alpha, sigma = self.schedule.alpha(time), self.schedule.sigma(time)
+        own = self.denoiser.schedule
+        largest = own.ratio(torch.tensor([own.t_max], dtype=torch.float64, device=x_t.device))
+        time = own.time(torch.minimum(sigma / alpha, largest))
+        answer = self.denoiser(per_sample(own.sigma(time) / sigma, x_t) * x_t, time, A, y, sigma_y, previous=previous)
+        return replace(answer, x_t=x_t, alpha_t=per_sample(alpha, x_t), sigma_t=per_sample(sigma, x_t))
