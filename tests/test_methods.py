@@ -272,11 +272,38 @@ def test_pigdm_is_exact_for_the_prior_it_is_derived_from(operator: str, sigma_y:
     prior, A = isotropic(0.4, VE(sigma_max=0.7)), OPERATORS[operator]()
     posterior = problem_of(prior, A, sigma_y)
     u, q = first_state(prior.schedule)
-    found = METHODS["pigdm"](posterior, 1, 1, prior_std=0.4).answers[0]
+    found = METHODS["pigdm"](posterior, 1, 1, prior_std=0.4, guidance="tweedie").answers[0]
     expected = conditional_mean(prior, A, posterior.y, sigma_y or 1e-6, u, q)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     # with the paper's unit variance it is close, not equal
-    assert float((METHODS["pigdm"](posterior, 1, 1).answers[0] - expected).abs().max()) > 1e-3
+    assert float((METHODS["pigdm"](posterior, 1, 1, guidance="tweedie").answers[0] - expected).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_published_guidance_of_pigdm_is_the_papers_algorithm(operator: str) -> None:
+    """In DDPM's ``x`` with dense matrices and the Jacobian by finite differences: the weight
+    ``r^2 sqrt(alpha_s alpha_t)`` of the gradient in ``x_t``, after a step whose predicted noise stays the prior's."""
+    prior, A = mixture(VP()), OPERATORS[operator]()
+    posterior = problem_of(prior, A)
+    found = METHODS["pigdm"](posterior, 1, 2, guidance="published", eta=0.0).answers[0]
+    matrix = dense(A)
+    times = ddpm_grid(posterior.schedule, 2)
+    alpha, sigma = posterior.schedule.alpha(times).tolist(), posterior.schedule.sigma(times).tolist()
+    alpha[2], sigma[2] = 1.0, 0.0
+    x = first_state(posterior.schedule)[0] * alpha[0]
+    for i in range(2):
+        a, q = alpha[i], sigma[i] / alpha[i]
+        d = prior_mean(prior, x / a, q)
+        r2 = q**2 / (1 + q**2)
+        error = torch.linalg.solve(
+            r2 * matrix @ matrix.T + 0.05**2 * torch.eye(len(matrix), dtype=torch.float64),
+            posterior.y.flatten() - matrix @ d.flatten(),
+        )
+        towards = (matrix.T @ error).reshape(d.shape)
+        gradient = finite_differences(lambda v, a=a, q=q, w=towards: (prior_mean(prior, v / a, q) * w).sum(), x)
+        noise = (x - a * d) / sigma[i]
+        x = alpha[i + 1] * d + sigma[i + 1] * noise + math.sqrt(alpha[i + 1] ** 2 * a**2) * r2 * gradient
+    torch.testing.assert_close(found, x, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -412,6 +439,25 @@ def test_step_of_mpgd_is_a_gradient_at_the_denoisers_answer() -> None:
     torch.testing.assert_close(found, d - c * gradient, atol=1e-7, rtol=1e-6)
 
 
+def test_steps_of_mpgd_have_one_length_in_units_of_ddpm() -> None:
+    """In ``u``, where they would be shorter than the authors' by the signal's share of ``x_t``, the guidance would come
+    too late: it is their scale over the root of the next ``alpha_bar``."""
+    prior = mixture(VP())
+    posterior = problem_of(prior, GaussianBlur(0.7))
+    found = METHODS["mpgd"](posterior, 1, 3, scale=300.0, eta=0.0).answers[0]
+    times = ddpm_grid(posterior.schedule, 3)
+    alpha, sigma = [*posterior.schedule.alpha(times).tolist()], [*posterior.schedule.sigma(times).tolist()]
+    alpha[3], sigma[3] = 1.0, 0.0
+    x = first_state(posterior.schedule)[0] * alpha[0]
+    for i in range(3):
+        d = prior_mean(prior, x / alpha[i], sigma[i] / alpha[i])
+        noise = (x - alpha[i] * d) / sigma[i]
+        gradient = finite_differences(lambda v: (posterior.y - posterior.A(v)).norm(), d)
+        guided = d - 300.0 * math.sqrt(D / (3 * 256**2)) / alpha[i + 1] * gradient
+        x = alpha[i + 1] * guided + sigma[i + 1] * noise
+    torch.testing.assert_close(found, x, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_proximal_step_of_diffpir_is_the_minimum(operator: str) -> None:
     """A wrong ``rho``, or a solve of something else than ``|y - A x|^2 + rho |x - D|^2``."""
@@ -445,33 +491,37 @@ def test_diffpir_renews_its_share_of_the_noise() -> None:
 @pytest.mark.parametrize("tau", [0.2, "calibrated"])
 def test_langevin_of_daps_has_the_law_it_is_to_have(tau: Any) -> None:
     """Half the drift, another temperature or noise of another size: the chain's law is known exactly, a linear
-    recursion in the eigenvectors of ``A^T A``, here stopped early, where the step counts too. Two levels: the second,
-    at the lowest noise, has a step halfway down to a hundredth. Calibrated, the chain is on its way to the posterior
-    under ``N(x_hat, q^2 I)``."""
-    q, sigma_y, steps, n = 0.1, 0.1, 12, 2000
+    recursion in the eigenvectors of ``A^T A``, here stopped early, where the step counts too. Two levels: at the second
+    the step is halfway down to a hundredth. Calibrated, the chain is on its way to the posterior under
+    ``N(x_hat, q^2 I)``."""
+    sigma_y, steps, n = 0.1, 12, 2000
+    levels = [0.3, ((0.3 ** (1 / 7) + 0.1 ** (1 / 7)) / 2) ** 7]
     centre = 0.3 * normal(D, seed=5)
-    prior = Gaussian(centre, 1e-20 * torch.eye(D, dtype=torch.float64), VE(sigma_max=0.3), SHAPE)  # x_hat = centre
-    A = Matrix(normal(6, D, seed=11) / 4, SHAPE)
+    prior = Gaussian(centre, 1e-20 * torch.eye(D, dtype=torch.float64), VE(sigma_max=0.3), SHAPE)  # D = centre
+    A = Matrix(normal(6, D, seed=11) / 8, SHAPE)
     posterior = problem_of(prior, A, sigma_y)
     given = 1e-3 / 200 if tau == "calibrated" else 1e-3  # calibrated, it is multiplied by (tau / 0.01)^2 = 200
-    rate = 1e-3 * (1 - 0.99 / 2)
     found = METHODS["daps"](posterior, n, 4, tau=tau, rate=given, langevin_steps=steps).answers[:, 0].flatten(1)
     matrix, temperature = dense(A), math.sqrt(2) * sigma_y if tau == "calibrated" else tau
-    precision = 2 * matrix.T @ matrix / temperature**2 + torch.eye(D, dtype=torch.float64) / q**2
-    lam, basis = torch.linalg.eigh(precision)
-    target = torch.linalg.solve(precision, 2 * matrix.T @ posterior.y.flatten() / temperature**2 + centre / q**2)
-    rho = 1 - rate * lam
-    expected_mean = target + basis @ (rho**steps * (basis.T @ (centre - target)))
-    expected_var = 2 * rate * (1 - rho ** (2 * steps)) / (1 - rho**2)
-    coordinates = (found - expected_mean) @ basis
-    assert float((coordinates.mean(0) / expected_var.sqrt()).abs().max()) < 4.5 / math.sqrt(n)
-    assert float((coordinates.var(0) / expected_var - 1).abs().max()) < 5 * math.sqrt(2 / n)
+    square, basis = torch.linalg.eigh(matrix.T @ matrix)
+    pull = 2 * basis.T @ matrix.T @ (posterior.y.flatten() - matrix @ centre) / temperature**2
+    mean, variance = -basis.T @ centre, torch.full((D,), 0.3**2, dtype=torch.float64)  # of u - centre, to begin with
+    for level, rate, following in zip(levels, (1e-3, 1e-3 * (1 - 0.99 / 2)), (levels[1], 0.0), strict=True):
+        mean, variance = 0.01 / level * mean, (0.01 / level) ** 2 * variance  # x_hat: the flow ends at 0.01
+        lam = 2 * square / temperature**2 + 1 / level**2
+        rho = 1 - rate * lam
+        gain = rho**steps + (1 - rho**steps) / (lam * level**2)
+        mean = gain * mean + (1 - rho**steps) * pull / lam
+        variance = gain**2 * variance + 2 * rate * (1 - rho ** (2 * steps)) / (1 - rho**2) + following**2
+    coordinates = (found - centre) @ basis - mean
+    assert float((coordinates.mean(0) / variance.sqrt()).abs().max()) < 4.5 / math.sqrt(n)
+    assert float((coordinates.var(0) / variance - 1).abs().max()) < 5 * math.sqrt(2 / n)
     if tau == "calibrated":
-        exact = Gaussian(centre, q**2 * torch.eye(D, dtype=torch.float64), shape=SHAPE).posterior(
-            A, posterior.y, sigma_y
-        )
-        torch.testing.assert_close(target, exact.mean, atol=1e-8, rtol=1e-8)
-        torch.testing.assert_close(torch.linalg.inv(precision), exact.covariance, atol=1e-8, rtol=1e-8)
+        q = levels[1]
+        prior_of_chain = Gaussian(centre, q**2 * torch.eye(D, dtype=torch.float64), shape=SHAPE)
+        exact = prior_of_chain.posterior(A, posterior.y, sigma_y)
+        torch.testing.assert_close(centre + basis @ (pull / lam), exact.mean, atol=1e-8, rtol=1e-8)
+        torch.testing.assert_close(basis @ torch.diag(1 / lam) @ basis.T, exact.covariance, atol=1e-8, rtol=1e-8)
 
 
 def test_daps_follows_the_flow_and_anneals() -> None:
@@ -487,16 +537,28 @@ def test_daps_follows_the_flow_and_anneals() -> None:
 
     c, basis = torch.linalg.eigh(prior.covariance)
     variance = torch.full_like(c, 80.0**2)
-    annealing = karras(80.0, 0.1, levels)
+    annealing = karras(80.0, 0.1, levels + 1)[:-1]
     for q, following in itertools.pairwise([*annealing, 0.0]):
         gain = torch.ones_like(c)
-        for a, b in itertools.pairwise([*karras(q, 0.01, flow_steps), 0.0]):
+        for a, b in itertools.pairwise(karras(q, 0.01, flow_steps + 1)):
             shrink = c / (c + a**2)
             gain = gain * (shrink + b / a * (1 - shrink))
         variance = gain**2 * variance + following**2
     coordinates = (x.flatten(1) - prior.mean) @ basis
     assert float((coordinates.mean(0) / variance.sqrt()).abs().max()) < 4.5 / math.sqrt(n)
     assert float((coordinates.var(0) / variance - 1).abs().max()) < 5 * math.sqrt(2 / n)
+
+
+def test_daps_is_stable_where_its_operator_amplifies() -> None:
+    """The authors' step is at the edge of stability for singular values of 1: with larger ones the chain left for
+    infinity. Units of the measurement, scaled with its noise and ``tau``, change nothing but the step's share."""
+    prior = gaussian()
+    strong = problem_of(prior, 3.0 * Inpainting(mask()), 0.15)
+    found = METHODS["daps"](strong, 50, 20, langevin_steps=100).answers
+    assert bool(torch.isfinite(found).all())
+    plain = ExactPosterior(prior, Inpainting(mask()), strong.y / 3, 0.05)
+    same = METHODS["daps"](plain, 50, 20, langevin_steps=100, tau=0.01 / 3, rate=1e-4 / 9).answers
+    torch.testing.assert_close(found, same, atol=1e-6, rtol=1e-6)
 
 
 def test_red_diff_finds_the_minimum_of_its_objective() -> None:
