@@ -18,6 +18,7 @@ The denoiser's answer is not clipped to [-1, 1].
 from __future__ import annotations
 
 import math
+
 from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import Advance, Estimate, Problem, Seed, ddpm_grid, draw
 from posteriori.sample import Mean, Noise, State, Transition, ddim

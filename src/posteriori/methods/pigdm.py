@@ -7,7 +7,8 @@ r"""PiGDM (Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse 
 The noisy form; ``A^T (r^2 A A^T + sigma_y^2 I)^-1 = (r^2 A^T A + sigma_y^2 I)^-1 A^T`` makes it one ``gram_solve``, for
 every operator and batch. ``"published"`` is the paper's algorithm 1: guidance with the weight ``r^2``, after a step
 whose predicted noise stays the prior's. ``"tweedie"`` puts the same score into DDIM with the weight that Tweedie's
-formula gives it, exact when ``D`` is the denoiser of ``N(m, s^2 I)`` and ``r^2 = q^2 s^2/(q^2 + s^2)``, where the other is not.
+formula gives it: exact when ``D`` is the denoiser of ``N(m, s^2 I)`` and ``r^2 = q^2 s^2/(q^2 + s^2)``, where the other
+is not.
 
 Settings: 100 steps and eta = 1 for noisy measurements, from the authors' code (github.com/NVlabs/RED-diff,
 ``sample_test.sh``; ``algos/pgdm.py`` is the form without noise, with the weight ``sqrt(alpha_s alpha_t)`` that is 1 in
