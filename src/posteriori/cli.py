@@ -323,7 +323,18 @@ def benchmark(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, dotted keys; repeatable.")] = None,
     limit: Annotated[int | None, typer.Option(help="Measure at most so many rows now.", show_default=False)] = None,
     document: Annotated[
-        Path | None, typer.Option(help="Markdown file of the report (default OUT/report.md)", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Markdown file of the report (default OUT/report.md); all that belongs to it lies beside it.",
+            show_default=False,
+        ),
+    ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure nothing: write the report from this rows.jsonl(.gz), without models or data.",
+            show_default=False,
+        ),
     ] = None,
     paper: Annotated[
         Path | None, typer.Option(help="JSON file with a paper's tables, shown beside (images).", show_default=False)
@@ -340,8 +351,12 @@ def benchmark(
     except ModuleNotFoundError as error:
         raise UsageError(f"benchmarks need {error.name}: pip install 'posteriori[benchmark]'") from None
     from posteriori.bench.runner import benchmark as run_benchmark
+    from posteriori.bench.runner import report_again
 
     overrides = [*(overrides or []), *([f"paper={paper}"] if paper else [])]
+    if rows:
+        typer.echo(f"report: {report_again(recipe, rows, overrides, document)}")
+        return
     typer.echo(f"report: {run_benchmark(recipe, out, overrides, limit=limit, document=document, device=device)}")
 
 

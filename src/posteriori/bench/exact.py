@@ -38,7 +38,7 @@ from posteriori.bench.exact_problems import (
 )
 from posteriori.bench.exact_recipe import FLOOR, Calibration, ExactRecipe, Grid, Told
 from posteriori.bench.patches import fit_name, patch_mixture
-from posteriori.bench.runner import Cell, Meter, Row
+from posteriori.bench.runner import Cell, Meter, Row, read_rows
 from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import METHODS, Estimate
 from posteriori.operators import LinearOperator
@@ -229,6 +229,10 @@ class ExactBenchmark:
         from posteriori.bench.exact_report import write_report
 
         write_report(self, rows, document)
+
+    @classmethod
+    def report_again(cls, recipe: ExactRecipe, rows: Path, document: Path) -> None:
+        cls(recipe, document.parent).report(read_rows(rows), document)
 
 
 def on_device(prior: GaussianMixture, device: str) -> GaussianMixture:

@@ -23,7 +23,7 @@ from posteriori.bench.images_scores import LEVELS
 from posteriori.bench.runner import Row, identity
 from posteriori.perceptual import frechet_distance, kernel_distance, mmd
 
-__all__ = ["FEWEST", "MATCHED", "Entry", "entries", "reference_errors", "set_distances"]
+__all__ = ["FEWEST", "MATCHED", "Entry", "entries", "main_rows", "reference_errors", "set_distances"]
 
 MATCHED = ("psnr", "ssim", "distance", "crps", "crps_features")
 FEWEST = 50  # images below which a distance between sets says nothing
@@ -84,11 +84,11 @@ def entries(
     errors = reference_errors(rows)
     found = [_entry(group, errors, features, known) for group in groups.values()]
     for task in {e.task for e in found}:
-        _match([(e, _main(group)) for e, group in zip(found, groups.values(), strict=True) if e.task == task])
+        _match([(e, main_rows(group)) for e, group in zip(found, groups.values(), strict=True) if e.task == task])
     return found
 
 
-def _main(rows: Sequence[Row]) -> list[Row]:
+def main_rows(rows: Sequence[Row]) -> list[Row]:
     """What the columns of single images are of: the rows with the most images of those with several samples each."""
     several = [r for r in rows if r["samples"] > 1] or rows
     images: dict[int, int] = {}
@@ -121,7 +121,7 @@ def _match(lines: Sequence[tuple[Entry, list[Row]]]) -> None:
 
 
 def _entry(rows: list[Row], errors: Errors, features: Callable[[str], Path] | None, known: Known) -> Entry:
-    rich = _main(rows)
+    rich = main_rows(rows)
     samples = rich[0]["samples"]
     counts = {
         n: sum(r["images"] for r in rows if r["samples"] == n and r["seed"] == 0) for n in {r["samples"] for r in rows}

@@ -12,12 +12,14 @@ To add a benchmark, write a class with the members of :class:`Benchmark` and a l
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import math
 import os
 import platform
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +33,10 @@ from posteriori._version import __version__
 from posteriori.bench.common import say
 from posteriori.recipe import RecipeError
 
-__all__ = ["KINDS", "Benchmark", "Cell", "Meter", "Rows", "benchmark", "identity", "measure_cells", "versions"]
+__all__ = [
+    "KINDS", "Benchmark", "Cell", "Meter", "Rows", "benchmark", "identity", "measure_cells", "read_rows",
+    "report_again", "versions",
+]  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -58,6 +63,10 @@ class Benchmark(Protocol):
 
     def report(self, rows: list[Row], document: Path) -> None:
         """Write ``document`` (Markdown) and what belongs to it beside it, from rows alone."""
+
+    @classmethod
+    def report_again(cls, recipe: Any, rows: Path, document: Path) -> None:
+        """The same from a file of rows, without models, data or the folder of the run."""
 
 
 # kind, as a recipe states it -> "module:class"
@@ -103,6 +112,27 @@ def _ends_a_line(stream: IO[bytes]) -> bool:
     return stream.read(1) == b"\n"
 
 
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of a file, which may be compressed (``.gz``); what follows the last line's end is left out.
+
+    Raises:
+        ValueError: when it cannot be read, or a line is no row: the file is something else's, or was edited by hand.
+    """
+    try:
+        content = Path(path).read_bytes()
+        lines = (gzip.decompress(content) if Path(path).suffix == ".gz" else content).split(b"\n")[:-1]
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: rows cannot be read ({error})") from None
+    found: list[Row] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            found.append({"id": row["id"], **row})
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}, line {number}: not a row of a benchmark: move the file away") from None
+    return found
+
+
 class Rows:
     """The rows of a file, found by their cell's :func:`identity`.
 
@@ -114,14 +144,7 @@ class Rows:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._rows: dict[str, Row] = {}
-        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                self._rows[row["id"]] = row
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{self.path}, line {number}: not a row of a benchmark: move the file away") from None
+        self._rows = {r["id"]: r for r in read_rows(self.path)} if self.path.exists() else {}
 
     def __contains__(self, key: Row) -> bool:
         return identity(key) in self._rows
@@ -227,6 +250,44 @@ def measure_cells(cells: Iterator[Cell], rows: Rows, limit: int | None = None) -
     return len(missing[:limit])
 
 
+def _read(path: str | Path, overrides: list[str] | None) -> tuple[type[Benchmark], Any]:
+    """The benchmark that a recipe is for, and the recipe."""
+    from posteriori.recipe import build, read_recipe
+
+    content = read_recipe(path, overrides)
+    kind = content.pop("kind", None) if isinstance(content, dict) else None
+    if kind not in KINDS:
+        raise RecipeError(f"{path}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    module, _, name = KINDS[kind].partition(":")
+    made: type[Benchmark] = getattr(import_module(module), name)
+    return made, build(made.recipe, content)
+
+
+def report_again(
+    path: str | Path, rows: str | Path, overrides: list[str] | None = None, document: str | Path | None = None
+) -> Path:
+    """Write a report from a file of rows: nothing is measured, no model and no data are needed.
+
+    Args:
+        path, overrides: as for :func:`benchmark`.
+        rows: ``rows.jsonl`` or ``rows.jsonl.gz``.
+        document: Markdown file of the report, ``report.md`` beside the rows when left out.
+
+    Returns:
+        The document.
+
+    Raises:
+        RecipeError: when the recipe or the rows cannot be used.
+    """
+    made, recipe = _read(path, overrides)
+    target = Path(document) if document is not None else Path(rows).parent / "report.md"
+    try:
+        made.report_again(recipe, Path(rows), target)
+    except ValueError as error:
+        raise error if isinstance(error, RecipeError) else RecipeError(str(error)) from None
+    return target
+
+
 def benchmark(
     path: str | Path,
     out: str | Path | None = None,
@@ -252,15 +313,7 @@ def benchmark(
     Raises:
         RecipeError: when the recipe cannot be used.
     """
-    from posteriori.recipe import build, read_recipe
-
-    content = read_recipe(path, overrides)
-    kind = content.pop("kind", None) if isinstance(content, dict) else None
-    if kind not in KINDS:
-        raise RecipeError(f"{path}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    module, _, name = KINDS[kind].partition(":")
-    made: type[Benchmark] = getattr(import_module(module), name)
-    recipe: Any = build(made.recipe, content)
+    made, recipe = _read(path, overrides)
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     try:
         rows = Rows(folder / "rows.jsonl")

@@ -1,8 +1,9 @@
-"""Tables and pictures for reports: one table in Markdown, LaTeX and CSV; figures as small PNG files."""
+"""Tables and pictures for reports: one table in Markdown, LaTeX, CSV and HTML; figures as small PNG files."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,17 @@ class Table:
             [r"\begin{table}", r"\centering", rf"\caption{{{_latex(self.title)}}}", rf"\begin{{tabular}}{{{columns}}}",
              r"\toprule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
         )  # fmt: skip
+
+    def html(self) -> str:
+        """A ``<table>``: headers are buttons, for a script that sorts; ``data-name`` of a line is its first cell."""
+        head = "".join(f'<th scope="col"><button type="button">{html.escape(h)}</button></th>' for h in self.header)
+        lines = [f"<caption>{html.escape(self.title)}</caption>", f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+        for row, cells in zip(self.rows, self._cells(html.escape, "<b>{}</b>"), strict=True):
+            body = f'<th scope="row">{cells[0]}</th>' + "".join(
+                f"<td{' class=text' if j < self.names else ''}>{c}</td>" for j, c in enumerate(cells[1:], 1)
+            )
+            lines.append(f'<tr data-name="{html.escape(str(row[0]))}">{body}</tr>')
+        return "\n".join(["<table>", *lines, "</tbody>", "</table>"])
 
     def csv(self) -> str:
         stream = io.StringIO()
