@@ -10,12 +10,14 @@ Deviations: the paper concatenates the degraded picture; the linear estimate is 
 
 from __future__ import annotations
 
+from typing import Any
+
 from posteriori.denoise import ExactPosterior, NetworkDenoiser
 from posteriori.methods.base import Advance, Estimate, MethodError, Seed
 from posteriori.methods.eps import exact_posterior_score
 
 
-def palette(posterior: ExactPosterior, n: int, nfe: int, seed: Seed, advance: Advance, **options: object) -> Estimate:
+def palette(posterior: ExactPosterior, n: int, nfe: int, seed: Seed, advance: Advance, **options: Any) -> Estimate:
     """The same sampler as EPS on a network trained as Palette.
 
     Args:
