@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import posteriori as po
 from posteriori.bench import cost
-from posteriori.bench.cost import ITERATIVE, NETWORK, Contest, contests, in_turn, main, unconditional
+from posteriori.bench.cost import ITERATIVE, NETWORK, Contest, Stopwatch, contests, in_turn, main, unconditional
 from posteriori.bench.cost_report import median_interval, paper_ratios, write_report
 from posteriori.bench.runner import Rows
 from posteriori.denoise import Conditioning, NetworkDenoiser
@@ -73,7 +73,10 @@ LIKE = torch.zeros(2, 3, 16, 16)
 
 def ratio(contest: Contest, denoiser: NetworkDenoiser, nfe: int) -> float:
     run, bare, _ = contest.prepare(denoiser, LIKE, nfe, 0.05)
-    ((own, base),) = in_turn((run, bare), 1, denoiser.backbone.work)  # type: ignore[arg-type]
+    watch = Stopwatch(denoiser.backbone, denoiser.backbone.work)  # type: ignore[arg-type]
+    (((own, inside), (base, all_of_it)),) = in_turn((run, bare), 1, denoiser.backbone.work, watch)  # type: ignore[arg-type]
+    assert base == all_of_it
+    assert inside == own or own > base  # the network's backward passes are not within its forward ones
     return own / base
 
 
@@ -81,7 +84,8 @@ def ratio(contest: Contest, denoiser: NetworkDenoiser, nfe: int) -> float:
     ("method", "solver", "expected"),
     [
         ("eps", "exponential", 1), ("eps", "euler", 1), ("eps", "heun", 1), ("palette", "exponential", 1),
-        ("ddnm", "", 1), ("daps", "", 1), ("mpgd", "", 1), ("diffpir", "", 1), ("zero-shot-pivot", "", 1),
+        ("network", "", 1), ("ddnm", "", 1), ("daps", "", 1),
+        ("mpgd", "", 1), ("diffpir", "", 1), ("zero-shot-pivot", "", 1),
         ("dps", "", 3), ("pigdm", "", 3), ("mmps", "", 9),
     ],
 )  # fmt: skip
@@ -121,12 +125,26 @@ def test_denominator_is_the_unconditional_sampler(solver: Any, monkeypatch: pyte
     torch.testing.assert_close(unconditional(denoiser, like, 7, solver), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_turns_alternate_after_a_run_of_each() -> None:
+def test_turns_alternate() -> None:
     order: list[str] = []
     clock = iter(range(0, 1000, 5))
     runs = [lambda: order.append("a"), lambda: order.append("b")]
-    assert list(in_turn(runs, 3, lambda: next(clock))) == [[5, 5]] * 3
-    assert "".join(order) == "ab" * 4
+    assert list(in_turn(runs, 3, lambda: next(clock))) == [[(5, None), (5, None)]] * 3
+    assert "".join(order) == "ab" * 3
+
+
+def test_stopwatch_sees_the_network_alone() -> None:
+    network = Network()
+    watch = Stopwatch(network, network.work)
+
+    def run() -> None:
+        network.work.done += 3
+        network(LIKE, torch.zeros(2), None)  # type: ignore[arg-type]
+
+    assert list(in_turn([run], 2, network.work, watch)) == [[(4, 1)]] * 2
+    watch.remove()
+    run()
+    assert watch.take() == 0
 
 
 def test_every_method_with_a_network_meets_every_task() -> None:
@@ -185,8 +203,8 @@ def test_a_run_continues_and_repeats_no_turn(
     assert second[: len(first)] == first
     assert len(second) == 3 * 7 + 1
     assert len({r["id"] for r in second}) == len(second)
-    # a run before and one turn each, of both sides, and two evaluations alone; ddnm runs once more to be counted
-    assert denoiser.backbone.work.done - done == 7 * (2 * 3 * 2 + 2) + 3  # type: ignore[union-attr,operator]
+    # one turn of both sides, and the method once before
+    assert denoiser.backbone.work.done - done == 7 * 3 * 3  # type: ignore[union-attr,operator]
     assert run(tmp_path, 3, *chosen) == second
     assert {r["ratio"] for r in second if "ratio" in r} == {1.0}
     other = run(tmp_path, 1, *chosen, "--sigma-y", "0.1")  # another setting: other rows
@@ -201,7 +219,7 @@ def test_report(tmp_path: Path) -> None:
     def add(method: str, task: str, operator: str, ratios: list[float]) -> None:
         for turn, value in enumerate(ratios):
             key = {**setting, "method": method, "solver": "", "task": task, "turn": turn}
-            times = {"seconds": 0.04 * value, "unconditional_seconds": 0.04, "network_seconds": 0.008}
+            times = {"seconds": 0.04 * value, "unconditional_seconds": 0.04, "network_seconds": 0.04}
             facts = {"evaluations": 5, "backward": 0, "operator": operator, "versions": {"torch": "2"}}
             shown.append(rows.append(key, {**times, "ratio": value, **facts}))
 
@@ -216,9 +234,9 @@ def test_report(tmp_path: Path) -> None:
     assert paper_ratios(paper) == {"ddnm": 1.5, "eps": 1.01}
     write_report(shown, tmp_path / "cost.md", paper)
     text = (tmp_path / "cost.md").read_text()
-    assert "| ddnm | - | 5 | 0 | 1.350 (1.100 to 1.600) | 1.200 to 1.500 | - | 1.500 |" in text
-    assert "| eps | - | 5 | 0 | - | - | 2.000 (2.000 to 2.000) | 1.010 |" in text
-    assert "| ddnm | - | sr4 | direct | 5 | 0 | 15.0 | 10.0 | 3 | 1.500 (1.400 to 1.600) | 1.500 |" in text
+    assert "| ddnm | - | 5 | 0 | 1.350 (1.100 to 1.600) | 1.200 to 1.500 | 35.00 % | - | 1.500 |" in text
+    assert "| eps | - | 5 | 0 | - | - | - | 2.000 (2.000 to 2.000) | 1.010 |" in text
+    assert "| ddnm | - | sr4 | direct | 5 | 0 | 15.0 | 10.0 | 3 | 1.500 (1.400 to 1.600) | 50.00 % | 1.500 |" in text
     assert f"| ddnm | - | {ITERATIVE} | refused |" in text
     with (tmp_path / "cost.csv").open() as stream:
         table = list(csv.DictReader(stream))

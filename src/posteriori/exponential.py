@@ -50,7 +50,7 @@ def exponential(posterior: ExactPosterior, order: int = 3) -> Transition:
     s, A, y, shape = posterior.denoiser.data_std, posterior.A, posterior.y, posterior.shape
     enter: Callable[[Tensor], Tensor]
     leave: Callable[[Tensor], Tensor]
-    if isinstance(A, SpectralOperator):  # everything on coefficients: three transforms a step
+    if isinstance(A, SpectralOperator):  # everything on coefficients: two transforms a step
         like = y.new_empty(1).expand(shape)
         mu = estimate_from_measurement(y, A, shape, sigma_y=posterior.sigma_y, prior_std=s)
         # Q^2 of x_t at noise s is the variance that prior and measurement leave
@@ -61,21 +61,23 @@ def exponential(posterior: ExactPosterior, order: int = 3) -> Transition:
         v = y.new_full([1] * len(shape), s**2)
         enter = leave = lambda x: x
 
-    unspread = v == 0  # measured without noise: mu is the answer
-    unspread = unspread if bool(unspread.any()) else None
+    noiseless = v == 0  # mu is the answer
+    unspread = noiseless if bool(noiseless.any()) else None
 
     def step(state: State, q: float, mean: Mean, noise: Noise) -> State:
         d = mean(state.u, state.q)
         if q == 0 and not state.history:
             return State(d, q)
-        z, width = enter(state.u), (v + state.q**2).sqrt()
-        scaled = width / state.q * (enter(d) - v / width**2 * z)  # v^(1/2) F
-        history = ((state.q, scaled), *state.history)[:order]
-        used = history if q > 0 else history[:1]
+        # history: where u is among the coefficients, then values of v^(1/2) F
+        z = state.history[0][1] if state.history else enter(state.u)
+        width = (v + state.q**2).sqrt()
+        values = ((state.q, width / state.q * (enter(d) - v / width**2 * z)), *state.history[1:])[:order]
+        used = values if q > 0 else values[:1]
         w = z / width
         for integral, (_, value) in zip(_integrals(v, [level for level, _ in used], q, unspread), used, strict=True):
             w = w + integral * value
-        return State(leave((v + q**2).sqrt() * w).to(state.u), q, history=history)
+        z = (v + q**2).sqrt() * w
+        return State(leave(z).to(state.u), q, history=((q, z), *values))
 
     return step
 

@@ -5,11 +5,12 @@ r"""What a method costs: its seconds over those of sampling the bare network, at
 The denominator is the least that a sampler of this network can cost (:func:`unconditional`): EDM's loop in its scalar
 form, ``D(u; q) = c_skip(q) u + c_out(q) F(c_in(q) u, c_noise(q))``, no operator anywhere, Euler steps (Heun's for a
 method that takes Heun's), as many evaluations as the method spent, the same batch. It and the method take turns,
-A B A B ..., with one bare evaluation of the network after each pair; a row is one such turn, and what is reported is
-the median of the rows' ratios. So a machine that slows down slows both.
+A B A B ...; a row is one such pair, and what is reported is the median of the rows' ratios. So a machine that slows
+down slows both. What a sampler does once, before its first evaluation, weighs more the fewer the evaluations are.
 
 Seconds on a CPU are those of the process, which other programs do not add to; on a GPU they are seconds of the clock,
-read when the device is done.
+read when the device is done. On a CPU the seconds within the network are known too: what a sampler spends beside its
+network is then measured without the scatter of the network's own time.
 
 ``eps`` and ``palette`` are timed as samplers, without the posterior mean that their entries in
 :data:`posteriori.methods.METHODS` add at the price of one more evaluation.
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from posteriori.backbones.cards import build_denoiser
 from posteriori.backbones.unet import UNetBackbone
@@ -107,8 +108,8 @@ class Contest:
     """A method on a task.
 
     Attributes:
-        method: a name of :data:`METHODS`; ``unconditional`` is our own sampler with nothing measured, and ``inputs``
-            the network with inputs for a measurement against the one without.
+        method: a name of :data:`METHODS`; ``unconditional`` is our own sampler with nothing measured, ``network`` as
+            many bare evaluations of the network, ``inputs`` the same against one without inputs for a measurement.
         solver: of methods that have one to choose.
         task: one of :data:`TASKS`, :data:`ITERATIVE`, or empty where nothing is measured.
     """
@@ -143,13 +144,20 @@ class Contest:
     def prepare(
         self, denoiser: NetworkDenoiser, like: Tensor, nfe: int, sigma_y: float
     ) -> tuple[Callable[[], object], Callable[[], object], Row]:
-        """The method and what it is compared with, ready to be timed, and what is known of them.
+        """The method, which has run once, what it is compared with, and what is known of them.
 
         Raises:
             ValueError: when the method does not fit the operator.
         """
-        if self.method == "inputs":
-            return _inputs(denoiser, like, nfe, sigma_y)
+        if self.method in ("network", "inputs"):
+            alone = partial(_evaluate, denoiser.backbone, like, nfe, sigma_y)
+            other = (
+                partial(unconditional, denoiser, like, nfe, "euler", sigma_y)
+                if self.method == "network"
+                else partial(_evaluate, _without_inputs(denoiser).to(like.device), like, nfe, sigma_y)
+            )
+            alone()
+            return alone, other, {"evaluations": nfe, "backward": 0}
         A, y = self.operator(like, sigma_y)
         network: NetworkDenoiser = denoiser
         if self.method == "palette":
@@ -161,36 +169,37 @@ class Contest:
         if self.solver:
             solver: Solver = self.solver  # type: ignore[assignment]
             run: Callable[[], object] = partial(sample, posterior, nfe=nfe, solver=solver, batch_size=len(like))
+            run()
             spent, backward, settings = evaluations_for(solver, nfe), 0, {}
         else:
             solver, entry = "euler", METHODS[self.method]
             settings = entry.settings(standard_tasks()["motion" if self.task == ITERATIVE else self.task].kind)
             run = partial(entry, posterior, nfe=nfe, **settings)
-            first = entry(posterior, nfe=nfe, **settings)  # counts, and warms up
+            first = entry(posterior, nfe=nfe, **settings)
             spent, backward = first.evaluations, first.backward
         bare = partial(unconditional, denoiser, like, spent, solver, sigma_y)
         return run, bare, {"evaluations": spent, "backward": backward, "operator": A.solver, "settings": settings}
 
 
-def _inputs(
-    denoiser: NetworkDenoiser, like: Tensor, nfe: int, sigma_y: float
-) -> tuple[Callable[[], object], Callable[[], object], Row]:
-    if not (isinstance(denoiser.backbone, UNetBackbone) and denoiser.backbone.conditioned):
+def _without_inputs(denoiser: NetworkDenoiser) -> UNetBackbone:
+    """Its network without inputs for a measurement, with random weights."""
+    backbone = denoiser.backbone
+    if not (isinstance(backbone, UNetBackbone) and backbone.conditioned):
         raise ValueError("this network cannot be made without its inputs for a measurement")
-    plain = UNetBackbone(**{**{k: v for k, v in denoiser.backbone.config.items() if k != "kind"}, "conditioned": False})
-    plain.eval().requires_grad_(False).to(like.device)
+    plain = UNetBackbone(**{**{k: v for k, v in backbone.config.items() if k != "kind"}, "conditioned": False})
+    return plain.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _evaluate(network: nn.Module, like: Tensor, count: int, sigma_y: float) -> None:
     told, label = nothing_told(like, sigma_y), like.new_zeros(len(like))
-
-    def repeat(network: UNetBackbone) -> None:
-        for _ in range(nfe):
-            network(like, label, told)
-
-    return partial(repeat, denoiser.backbone), partial(repeat, plain), {"evaluations": nfe, "backward": 0}
+    for _ in range(count):
+        network(like, label, told)
 
 
 def contests() -> list[Contest]:
     """All there are."""
-    found = [Contest("inputs", "", ""), *(Contest("unconditional", s, "") for s in SOLVERS)]
+    found = [Contest("network", "", ""), Contest("inputs", "", ""), *(Contest("unconditional", s, "") for s in SOLVERS)]
     for name in (n for n, entry in METHODS.items() if entry.nfe):
         solvers = {"eps": SOLVERS, "palette": SOLVERS[:1]}.get(name, ("",))
         found += [Contest(name, s, t) for s in solvers for t in (*TASKS, ITERATIVE)]
@@ -209,16 +218,42 @@ def clock_of(device: str) -> Clock:
     return read
 
 
-def in_turn(runs: Sequence[Callable[[], object]], count: int, clock: Clock) -> Iterator[list[float]]:
-    """Seconds of each of ``runs``, one after the other, ``count`` times; all of them run once before."""
-    for run in runs:
-        run()
+class Stopwatch:
+    """Seconds within a network's forward passes."""
+
+    def __init__(self, network: nn.Module, clock: Clock) -> None:
+        self._clock, self._began, self._seconds = clock, 0.0, 0.0
+        self._hooks = [network.register_forward_pre_hook(self._start), network.register_forward_hook(self._stop)]
+
+    def _start(self, *_: object) -> None:
+        self._began = self._clock()
+
+    def _stop(self, *_: object) -> None:
+        self._seconds += self._clock() - self._began
+
+    def take(self) -> float:
+        """Those since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def remove(self) -> None:
+        """Leave the network as it was."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def in_turn(
+    runs: Sequence[Callable[[], object]], count: int, clock: Clock, watch: Stopwatch | None = None
+) -> Iterator[list[tuple[float, float | None]]]:
+    """Seconds of each of ``runs``, one after the other, and those within the network, ``count`` times."""
     for _ in range(count):
         seconds = []
         for run in runs:
+            if watch:
+                watch.take()
             began = clock()
             run()
-            seconds.append(clock() - began)
+            seconds.append((clock() - began, watch.take() if watch else None))
         yield seconds
 
 
@@ -246,15 +281,14 @@ def measure_contest(
     except ValueError as error:
         rows.append(contest.key(setting, 0), {"error": " ".join(str(error).split()), **known})
         return 1
-    told, label = nothing_told(like, sigma_y), like.new_zeros(len(like))
-
-    @torch.no_grad()
-    def evaluate() -> None:
-        denoiser.backbone(like, label, told)
-
-    for turn, seconds in zip(missing, in_turn((run, bare, evaluate), len(missing), clock), strict=True):
-        times = dict(zip(("seconds", "unconditional_seconds", "network_seconds"), seconds, strict=True))
-        rows.append(contest.key(setting, turn), {**times, "ratio": seconds[0] / seconds[1], **facts, **known})
+    # on a GPU a look at the clock waits for the device, which costs time of its own
+    watch = None if setting["device"].startswith("cuda") else Stopwatch(denoiser.backbone, clock)
+    for turn, (own, base) in zip(missing, in_turn((run, bare), len(missing), clock, watch), strict=True):
+        times = {"seconds": own[0], "unconditional_seconds": base[0], "ratio": own[0] / base[0]}
+        network = {"network_seconds": own[1], "unconditional_network_seconds": base[1]}
+        rows.append(contest.key(setting, turn), {**times, **network, **facts, **known})
+    if watch:
+        watch.remove()
     return len(missing)
 
 

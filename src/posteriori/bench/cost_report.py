@@ -19,7 +19,9 @@ METHOD = """\
 Seconds over those of the unconditional sampler of the same network at the same number of evaluations. That sampler is
 EDM's loop on the bare network, without operator and solve: Euler steps, or Heun's where the method takes Heun's. Both
 are timed in turn. A ratio is the median of those of the turns, in brackets its 95 % interval from the ordered values
-(with fewer than six turns, the lowest and highest); in the first table turns of all tasks are taken together."""
+(with fewer than six turns, the lowest and highest); in the first table turns of all tasks are taken together.
+"Beside the network" is the time outside the network's forward passes over that of the unconditional sampler: the same
+cost without the scatter of the network's own time."""
 TASKS = """\
 Direct solves: random and box inpainting, averages of 4x4 pixels, Gaussian blur with reflected borders, motion blur with
 wrapped borders. Conjugate gradients: motion blur with borders of zeros."""
@@ -83,6 +85,14 @@ class Result:
         """Whether solves are exact: in closed form, not by conjugate gradients."""
         return str(self.first.get("operator", "exact")).startswith("exact")
 
+    @property
+    def beside(self) -> list[float]:
+        """What the method spends beside the network over the seconds of the unconditional sampler; empty where that is
+        not known, or the network is gone through backward too."""
+        if self.first.get("network_seconds") is None or self.first["backward"]:
+            return []
+        return [(r["seconds"] - r["network_seconds"]) / r["unconditional_seconds"] for r in self.rows]
+
     def milliseconds(self, field: str) -> float:
         """Median for one image."""
         return 1e3 * statistics.median(r[field] for r in self.rows) / int(self.first["batch"])
@@ -94,6 +104,10 @@ def results(rows: Sequence[Row]) -> list[Result]:
     for r in rows:
         groups.setdefault((r["method"], r["solver"], r["task"]), []).append(r)
     return [Result(g) for g in groups.values()]
+
+
+def _percent(values: Sequence[float]) -> str:
+    return f"{100 * statistics.median(values):.2f} %" if values else "-"
 
 
 def _ratio(values: Sequence[float]) -> str:
@@ -114,11 +128,12 @@ def _summary(found: Sequence[Result], paper: dict[str, float]) -> Table:
             parts.append(_ratio([x for r in here for x in r.ratios]) if here else "-")
             if direct:
                 parts.append(f"{min(medians):.3f} to {max(medians):.3f}" if here else "-")
+        parts.insert(2, _percent([x for r in fitting if r.direct for x in r.beside]))
         counts = [fitting[0].first[k] for k in ("evaluations", "backward")] if fitting else ["-", "-"]
         known = f"{paper[name[0]]:.3f}" if name[0] in paper else "-"
         lines.append([name[0], name[1] or "-", *counts, *parts, known])
     header = ["method", "solver", "evaluations", "backward passes", "direct solve", "tasks, lowest to highest",
-              "conjugate gradients", "paper"]  # fmt: skip
+              "beside the network", "conjugate gradients", "paper"]  # fmt: skip
     return Table("Seconds over those of unconditional sampling", header, lines, names=2)
 
 
@@ -129,15 +144,15 @@ def _contests(found: Sequence[Result], paper: dict[str, float]) -> Table:
             continue
         known = f"{paper[r.name[0]]:.3f}" if r.name[0] in paper else "-"
         if not r.ratios:
-            lines.append([r.name[0], r.name[1] or "-", r.first["task"], "refused", *["-"] * 6, known])
+            lines.append([r.name[0], r.name[1] or "-", r.first["task"], "refused", *["-"] * 7, known])
             continue
         lines.append([
             r.name[0], r.name[1] or "-", r.first["task"], "direct" if r.direct else "CG", r.first["evaluations"],
             r.first["backward"], f"{r.milliseconds('seconds'):.1f}", f"{r.milliseconds('unconditional_seconds'):.1f}",
-            len(r.ratios), _ratio(r.ratios), known,
+            len(r.ratios), _ratio(r.ratios), _percent(r.beside), known,
         ])  # fmt: skip
     header = ["method", "solver", "task", "solve", "evaluations", "backward passes", "ms", "unconditional, ms", "turns",
-              "ratio", "paper"]  # fmt: skip
+              "ratio", "beside the network", "paper"]  # fmt: skip
     return Table("Every method and task", header, lines, names=4)
 
 
@@ -146,39 +161,50 @@ def _table(found: Sequence[Result], paper: dict[str, float]) -> Table:
     lines: list[list[object]] = []
     for r in (r for r in found if r.ratios):
         low, high, covered = median_interval(r.ratios)
-        seconds = [f"{r.milliseconds(k) / 1e3:.6g}" for k in ("seconds", "unconditional_seconds", "network_seconds")]
+        seconds = [f"{r.milliseconds(k) / 1e3:.6g}" for k in ("seconds", "unconditional_seconds")]
         lines.append([
             *(r.first[k] for k in ("model", "device", "threads", "nfe", "batch", "size", "method", "solver", "task")),
             r.first.get("operator", ""), r.first["evaluations"], r.first["backward"], len(r.ratios),
             *(f"{v:.5g}" for v in (statistics.median(r.ratios), low, high, covered)), *seconds,
+            f"{statistics.median(r.beside):.5g}" if r.beside else "",
             f"{paper[r.name[0]]:.5g}" if r.name[0] in paper else "",
         ])  # fmt: skip
     header = ["model", "device", "threads", "nfe", "batch", "size", "method", "solver", "task", "operator",
               "evaluations", "backward", "turns", "ratio", "low", "high", "coverage", "seconds_per_image",
-              "unconditional_seconds_per_image", "network_seconds_per_image", "paper"]  # fmt: skip
+              "unconditional_seconds_per_image", "beside_network", "paper"]  # fmt: skip
     return Table("Cost", header, lines, names=10)
+
+
+def _own_share(found: Sequence[Result]) -> str:
+    shares = [
+        1 - x["unconditional_network_seconds"] / x["unconditional_seconds"]
+        for r in found
+        for x in r.rows
+        if r.first["task"] and x.get("unconditional_network_seconds") is not None
+    ]
+    return f", which spends {_percent(shares)} of its time beside them" if shares else ""
 
 
 def _network(found: Sequence[Result]) -> str:
     """What the samplers spend beside the network."""
-    timed = [r for r in found if r.ratios and r.first["task"]]
-    if not timed:
-        return ""
-    bare = statistics.median(r.milliseconds("network_seconds") for r in timed)
-    shares = [x["unconditional_seconds"] / x["evaluations"] / x["network_seconds"] for r in timed for x in r.rows]
-    text = (
-        f"One bare evaluation of the network takes {bare:.2f} ms an image. The unconditional sampler takes "
-        f"{_ratio(shares)} times its evaluations."
-    )
-    for r in found:
-        if r.ratios and r.name[0] == "inputs":
-            text += (
-                " The network of the denominator has inputs for a measurement too, filled with constants: without them "
-                f"one evaluation is faster by a factor of {_ratio(r.ratios)}, which is not in the ratios below."
-            )
-        if r.ratios and r.name[0] == "unconditional":
-            text += f" `posteriori.sample` with nothing measured, solver {r.name[1]}: {_ratio(r.ratios)}."
-    return text
+    text = []
+    for r in (r for r in found if r.ratios):
+        match r.name:
+            case "network", _:
+                each = r.milliseconds("seconds") / r.first["evaluations"]
+                text.append(
+                    f"A bare evaluation of the network takes {each:.2f} ms an image; evaluations alone take "
+                    f"{_ratio(r.ratios)} times the unconditional sampler{_own_share(found)}."
+                )
+            case "inputs", _:
+                text.append(
+                    "The network has inputs for a measurement, which that sampler fills with constants. An evaluation "
+                    f"takes {_ratio(r.ratios)} times one without them; that is not in the ratios below."
+                )
+            case "unconditional", solver:
+                beside = f" ({_percent(r.beside)} beside the network)" if r.beside else ""
+                text.append(f"`posteriori.sample` with nothing measured, {solver}: {_ratio(r.ratios)}{beside}.")
+    return " ".join(text)
 
 
 def write_report(rows: Sequence[Row], document: Path, paper: str | Path | None = None) -> None:
