@@ -5,8 +5,9 @@ r"""Separable operators: ``A = A_1 (x) ... (x) A_k`` on the last ``k`` dimension
 
 Any boundary is as exact as any other, and the cost is two small matrix products per axis: reflect-padded Gaussian blur,
 and box, bicubic (antialiased) or custom downsampling by any integer factor, of 1-D signals, images and volumes of any
-size. An axis that is averaged over blocks falls apart, ``A_i = I (x) A_block``, and only a block is decomposed. Factors
-are computed once in float64 per size and kept.
+size. An axis that is averaged over blocks falls apart, ``A_i = I (x) A_block``, and only a block is decomposed; one
+that treats both ends alike falls into an even and an odd half (:mod:`posteriori.operators.parity`). Factors are
+computed once in float64 per size and kept.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from posteriori.operators.base import SpectralFunction, SpectralOperator, full_precision
+from posteriori.operators.parity import Dense, Halves, Part, blocks_of
 
 Boundary = Literal["reflect", "replicate", "zero", "circular", "valid"]
 
@@ -68,9 +70,38 @@ class AxisFactors:
         return AxisFactors(matrix, vt.T.contiguous(), us, padded)
 
 
+@dataclass(frozen=True)
+class AxisParts:
+    """:class:`AxisFactors` of one or several samples: ``s`` is ``(S, n)``."""
+
+    matrix: Part
+    v: Part
+    us: Part
+    s: Tensor
+
+    @staticmethod
+    def of(matrices: Sequence[Tensor], halved: bool) -> AxisParts:
+        """Of one matrix for each sample, by halves where that is wanted and possible."""
+        halves = [blocks_of(m) if halved else None for m in matrices]
+        if any(h is None for h in halves):
+            whole = _stacked([AxisFactors.of(m) for m in matrices])
+            return AxisParts(Dense(whole.matrix), Dense(whole.v), Dense(whole.us), whole.s)
+        even, odd = (_stacked([AxisFactors.of(h[k]) for h in halves if h is not None]) for k in (0, 1))
+        return AxisParts(
+            Halves(even.matrix, odd.matrix, folds=True, unfolds=True),
+            Halves(even.v, odd.v, folds=False, unfolds=True),
+            Halves(even.us, odd.us, folds=False, unfolds=True),
+            torch.cat([even.s, odd.s], 1),
+        )
+
+
+def _stacked(factors: Sequence[AxisFactors]) -> AxisFactors:
+    return AxisFactors(*(torch.stack([getattr(f, name) for f in factors]) for name in ("matrix", "v", "us", "s")))
+
+
 @lru_cache(maxsize=128)
-def _shared_factors(axis: Axis, n: int) -> AxisFactors:
-    return AxisFactors.of(axis.matrix(n))
+def _shared_parts(axes: tuple[Axis, ...], n: int, halved: bool) -> AxisParts:
+    return AxisParts.of([axis.matrix(n) for axis in axes], halved)
 
 
 def block(axis: Axis, n: int) -> int:
@@ -78,8 +109,9 @@ def block(axis: Axis, n: int) -> int:
     return axis.factor if isinstance(axis, ResamplingAxis) and axis.kernel == "box" else n
 
 
-def axis_factors(axis: Axis, n: int) -> AxisFactors:
-    """Factors of an axis; small ones (up to 512 entries) are shared by all operators of the process.
+def axis_parts(axes: tuple[Axis, ...], n: int, halved: bool) -> AxisParts:
+    """Factors of an axis, given for every sample; small ones (up to 512 entries) are shared by all operators of the
+    process.
 
     Raises:
         ValueError: when the axis is too long for a dense decomposition.
@@ -89,7 +121,7 @@ def axis_factors(axis: Axis, n: int) -> AxisFactors:
             f"an axis of {n} entries is too long for a dense SVD (at most {LONGEST_AXIS}): use Blur with "
             "boundary='circular', or BoundaryConvolution, which solves iteratively, or cut the signal"
         )
-    return _shared_factors(axis, n) if n <= 512 else AxisFactors.of(axis.matrix(n))
+    return _shared_parts(axes, n, halved) if n <= 512 else AxisParts.of([axis.matrix(n) for axis in axes], halved)
 
 
 class Separable(SpectralOperator):
@@ -112,7 +144,7 @@ class Separable(SpectralOperator):
             raise ValueError(f"got {given or 'no'} factors for the axes: give one, or as many for each axis as samples")
         self._name = name
         # A memo of casts to a size, precision and device: derived from the axes alone.
-        self._cast: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
+        self._cast: dict[tuple[object, ...], AxisParts] = {}
 
     @property
     def solver(self) -> str:
@@ -124,36 +156,34 @@ class Separable(SpectralOperator):
     def describe(self) -> str:
         return f"{self._name} [{self.solver}]"
 
-    def _factors(self, axis: int, n: int, like: Tensor) -> tuple[Tensor, ...]:
-        """``(matrix, V, U diag(s), s)`` of an axis, each with the samples (or 1) first, cast to ``like``; all but ``s``
-        of one block where the axis falls into equal ones."""
+    def _factors(self, axis: int, n: int, like: Tensor) -> AxisParts:
+        """Factors of an axis, cast to ``like``; all but ``s`` of one block where the axis falls into equal ones."""
         # by value: a square image with the same axis twice needs its factors once
         key = (self.axes[axis], n, like.dtype, like.device)
         if key not in self._cast:
             with torch.inference_mode(False):  # what is kept must serve training too
                 blocks = {block(a, n) for a in self.axes[axis]}
                 size = blocks.pop() if len(blocks) == 1 and n % min(blocks) == 0 else n
-                factors = [axis_factors(a, size) for a in self.axes[axis]]
-                names = ("matrix", "v", "us", "s")
-                matrix, v, us, s = (torch.stack([getattr(f, name) for f in factors]).to(like) for name in names)
-                if n <= SHORT_AXIS:
-                    matrix, v, us = (
-                        torch.stack([torch.block_diag(*[m] * (n // size)) for m in f]) for f in (matrix, v, us)
-                    )
-                self._cast[key] = matrix, v, us, s.repeat(1, n // size)
+                # a block is too small to be worth its halves
+                found = axis_parts(self.axes[axis], size, halved=SHORT_AXIS < n == size)
+                matrix, v, us = (
+                    _short(p.to(like), n // size) if n <= SHORT_AXIS else p.to(like)
+                    for p in (found.matrix, found.v, found.us)
+                )
+                self._cast[key] = AxisParts(matrix, v, us, found.s.to(like).repeat(1, n // size))
         return self._cast[key]
 
-    def _parts(self, part: int, shape: Sequence[int], like: Tensor) -> list[Tensor]:
-        """One part of the factors of every axis, for signals of ``shape`` with batch."""
+    def _parts(self, shape: Sequence[int], like: Tensor) -> list[AxisParts]:
+        """The factors of every axis, for signals of ``shape`` with batch."""
         samples, k = len(self.axes[0]), len(self.axes)
         if len(shape) <= k or samples not in (1, shape[0]):
             expected = f" of {samples} samples" if samples > 1 else ""
             dims = {1: "n", 2: "H, W", 3: "D, H, W"}.get(k, f"{k} dimensions")
             raise ValueError(f"{self._name} acts on batches (B, ..., {dims}){expected}, got shape {tuple(shape)}")
-        return [self._factors(i, shape[i - k], like)[part] for i in range(k)]
+        return [self._factors(i, shape[i - k], like) for i in range(k)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return _along_axes(self._parts(0, x.shape, x), x)
+        return _along_axes([p.matrix for p in self._parts(x.shape, x)], x)
 
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         k = len(self.axes)
@@ -165,40 +195,47 @@ class Separable(SpectralOperator):
     def eigenvalues(self, like: Tensor) -> Tensor:
         k = len(self.axes)
         s = [
-            part.reshape(part.shape[0], *[1] * (like.ndim - 1 - k + i), part.shape[1], *[1] * (k - 1 - i))
-            for i, part in enumerate(self._parts(3, like.shape, like))
+            p.s.reshape(p.s.shape[0], *[1] * (like.ndim - 1 - k + i), p.s.shape[1], *[1] * (k - 1 - i))
+            for i, p in enumerate(self._parts(like.shape, like))
         ]
         return math.prod(s[1:], start=s[0]) ** 2
 
     def coefficients(self, x: Tensor) -> Tensor:
-        return _along_axes([v.mT for v in self._parts(1, x.shape, x)], x)
+        return _along_axes([p.v.mT for p in self._parts(x.shape, x)], x)
 
     def signal(self, c: Tensor, like_shape: Sequence[int]) -> Tensor:
-        return _along_axes(self._parts(1, like_shape, c), c)
+        return _along_axes([p.v for p in self._parts(like_shape, c)], c)
 
     def adjoint_coefficients(self, y: Tensor) -> Tensor:
         shape = (y.shape[0], *self.signal_shape(y.shape[1:]))
-        return _along_axes([us.mT for us in self._parts(2, shape, y)], y)
+        return _along_axes([p.us.mT for p in self._parts(shape, y)], y)
 
     @full_precision
     def spectral_diagonal(self, f: SpectralFunction, like: Tensor) -> Tensor:
-        return _along_axes([v**2 for v in self._parts(1, like.shape, like)], f(self.eigenvalues(like)))
+        bases = [p.v for p in self._parts(like.shape, like)]
+        diagonal = _along_axes([v.squares() for v in bases], f(self.eigenvalues(like)))
+        for i, v in enumerate(bases):
+            diagonal = v.mirrored(diagonal, i - len(bases))
+        return diagonal
 
 
-def _along_axes(matrices: Sequence[Tensor], x: Tensor) -> Tensor:
+def _short(part: Part, copies: int) -> Part:
+    """One matrix with the block repeated along its diagonal; short axes are never halved."""
+    assert isinstance(part, Dense)
+    return Dense(torch.stack([torch.block_diag(*[m] * copies) for m in part.matrix]))
+
+
+def _along_axes(matrices: Sequence[Part], x: Tensor) -> Tensor:
     """Multiply the last dimensions of ``x``, one by each matrix, ``(B or 1, rows, columns)``, or every block of as many
     entries as it has columns."""
     for i, matrix in enumerate(matrices):
         axis = i - len(matrices)
         # an axis that is not the last is multiplied from the left, with what follows it as columns
         columns = math.prod(x.shape[axis:][1:])
-        blocks = x.shape[axis] // matrix.shape[2]
-        flat = x.reshape(x.shape[0], math.prod(x.shape[1:axis]) * blocks, matrix.shape[2], columns)
-        if axis == -1:
-            flat = (flat.squeeze(-1) @ matrix.mT).unsqueeze(-1)
-        else:
-            flat = matrix.unsqueeze(1) @ flat
-        x = flat.reshape(flat.shape[0], *x.shape[1:axis], blocks * matrix.shape[1], *x.shape[axis:][1:])
+        blocks = x.shape[axis] // matrix.columns
+        flat = x.reshape(x.shape[0], math.prod(x.shape[1:axis]) * blocks, matrix.columns, columns)
+        flat = matrix.right(flat.squeeze(-1)).unsqueeze(-1) if axis == -1 else matrix.left(flat)
+        x = flat.reshape(flat.shape[0], *x.shape[1:axis], blocks * flat.shape[2], *x.shape[axis:][1:])
     return x
 
 
