@@ -64,6 +64,25 @@ def test_every_8_bit_kind_is_read(tmp_path: Path, kind: str) -> None:
         torch.testing.assert_close(photo.alpha[0], torch.from_numpy(alpha.astype(np.float32)) / 255)
 
 
+def test_equal_colours_are_a_grey_photo(tmp_path: Path) -> None:
+    """A grey scan saved in colour would be restored as three measurements with independent noise, where there is one:
+    its noise would be taken for detail."""
+    rng = np.random.default_rng(3)
+    grey = Image.fromarray(rng.integers(0, 256, (24, 20), dtype=np.uint8))
+    opaque = Image.merge("RGBA", [grey] * 3 + [Image.new("L", grey.size, 200)])
+    for name, picture in {"a.png": grey.convert("RGB"), "b.jpg": grey.convert("RGB"), "c.png": opaque}.items():
+        picture.save(tmp_path / name)
+        photo = read_photo(tmp_path / name)
+        assert photo.grey, name
+        assert (photo.alpha is not None) == (name == "c.png")
+        if name != "b.jpg":
+            torch.testing.assert_close(photo.pixels, as_tensor(np.array(grey)))
+    tinted = grey.convert("RGB")
+    tinted.putpixel((0, 0), (10, 10, 11))
+    tinted.save(tmp_path / "d.png")
+    assert not read_photo(tmp_path / "d.png").grey
+
+
 def test_16_bit_grey_keeps_its_precision(tmp_path: Path) -> None:
     """Reading through 8 bits would round away the lower byte, or clip everything above 255 to white."""
     values = RNG.integers(0, 65536, (H, W)).astype(np.uint16)

@@ -2,7 +2,8 @@
 
 What is read: every 8-bit kind (RGB, grey, palette, CMYK, with or without alpha) and 16-bit grey; 16-bit *colour* is
 reduced to 8 bits by Pillow. EXIF orientation is applied, so that a photo is the way up its owner sees it; colour
-profiles are ignored. Alpha is kept aside, and put back when a result is written.
+profiles are ignored. Alpha is kept aside, and put back when a result is written. A colour file whose three channels are
+equal everywhere (a grey scan saved as a JPEG, say) is a grey photo: its noise is one, seen three times.
 """
 
 from __future__ import annotations
@@ -162,6 +163,7 @@ def read_photo(path: Path, smallest: int = SMALLEST) -> Photo:
     image = image.convert("RGBA" if transparent else "L" if is_grey else "RGB")
     values = torch.from_numpy(np.array(image)).float()
     values = values[None] if values.ndim == 2 else values.permute(2, 0, 1)
+    is_grey = is_grey or bool((values[:3] == values[0]).all())
     pixels = values[: 1 if is_grey else 3] / 127.5 - 1
     alpha = values[3:] / 255 if transparent else None
     if alpha is not None and bool((alpha == 1).all()):
