@@ -27,7 +27,8 @@ from tiny_data import png, write_shard
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 PATHS = {p.stem: p for p in sorted(FOLDER.rglob("*.yaml")) if "sources" in read_recipe(p)}
-PHOTO = ("photo", "photo-large")
+VARIANTS = tuple(n for n, p in PATHS.items() if p.parent.name == "photo-variants")
+PHOTO = ("photo", "photo-large", *VARIANTS)
 # Weights travel as bfloat16 in one file of at most 16 MiB; what the package carries is at most 12 MiB.
 LIMITS = dict.fromkeys(PATHS, 16 * 2**20) | {"photo": 12 * 2**20}
 SIDE = 8
@@ -129,6 +130,14 @@ def test_the_mixture_is_as_documented(name: str):
         for kind in kinds:
             expected[kind.size >= 160] += kind.batch * kind.share / sum(k.share for k in kinds)
     assert expected[True] / sum(expected.values()) == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_of_the_photo_model_differ_in_the_network_alone(name: str):
+    """An experiment on architectures would be one on learning rates or crops."""
+    photo, variant = load_recipe(PATHS["photo"]), load_recipe(PATHS[name])
+    assert variant.network != photo.network
+    assert replace(variant, name=photo.name, network=photo.network) == photo
 
 
 @pytest.mark.parametrize("data_set", ["lfw-64", "lfw-32", "tiny-imagenet-64", "tiny-imagenet-32"])

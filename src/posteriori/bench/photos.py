@@ -209,7 +209,7 @@ def measure_models(args: Any) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     if args.threads:
         torch.set_num_threads(args.threads)
-    files = photo_files(args.photos, limit=args.limit)
+    files = photo_files(args.photos, args.match, args.limit)
     tasks = args.tasks.split(",")
     weights = tuned_weights(out, args.tune_on, args.tune_match, args.tune_count, tasks, args) if args.tune_on else {}
     tv_rows = Results(out / "tv.jsonl", ("task", "photo", "weight", "size", "sigma_y"))
@@ -271,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=0, help="posterior samples per photo, for the calibration")
     parser.add_argument("--nfe", type=int, default=8, help="network evaluations per sample")
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated")
+    parser.add_argument("--match", default=".*", help="regular expression that names of photos match in full")
     parser.add_argument("--limit", type=int, help="this many photos, evenly spread")
     parser.add_argument("--size", type=int, default=256, help="side of the centre crop")
     parser.add_argument("--sigma-y", type=float, default=0.05, help="measurement noise; photos are in [-1, 1]")
