@@ -240,6 +240,17 @@ def test_wrong_models_are_measured_against_the_truth(finished: tuple[Path, list[
             assert row["distances"]["sw2"] > row["limit"]["sw2"]
 
 
+def test_report_from_rows_alone(finished: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    """Readers who have the rows would get another report, or have to measure again."""
+    folder, _ = finished
+    rows = folder / "run" / "rows.jsonl"
+    again = ["benchmark", str(folder / "tiny.yaml"), "--rows", str(rows), "--document", str(tmp_path / "page.md")]
+    before = rows.read_bytes()
+    assert cli.run(again) == 0
+    assert (tmp_path / "page.md").read_text() == (folder / "docs" / "page.md").read_text()
+    assert rows.read_bytes() == before
+
+
 def test_report_says_what_the_rows_say(finished: tuple[Path, list[dict[str, Any]]]) -> None:
     """A table from other rows, a figure that is missing, or a LaTeX table that differs from the page."""
     folder, rows = finished
