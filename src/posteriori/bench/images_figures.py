@@ -79,7 +79,19 @@ def _pyplot() -> Any:
     return plt
 
 
-def _draw(panel: Any, points: Sequence[tuple[int, float]], style: Style) -> None:
+def _apart(by_task: Mapping[str, Sequence[Entry]]) -> dict[str, float]:
+    """Factors that move methods with one number of evaluations apart where several have the same."""
+    numbers: dict[str, set[int]] = {}
+    for e in (e for lines in by_task.values() for e in lines):
+        numbers.setdefault(e.method, set()).add(e.nfe)
+    places: dict[int, list[str]] = {}
+    for method, found in numbers.items():
+        if len(found) == 1 and method != OURS:
+            places.setdefault(max(found), []).append(method)
+    return {m: 1.06 ** (i - (len(same) - 1) / 2) for same in places.values() for i, m in enumerate(same)}
+
+
+def _draw(panel: Any, points: Sequence[tuple[int, float]], style: Style, factor: float) -> None:
     look = {"color": style.colour, "lw": 2.4 if style.ours else 1.2, "zorder": 4 if style.ours else 2}
     if points[0][0] == 0:
         panel.axhline(points[0][1], ls=":", **look)
@@ -88,7 +100,7 @@ def _draw(panel: Any, points: Sequence[tuple[int, float]], style: Style) -> None
         panel.plot(*zip(*[p for p in drawn if p[0] > 1] or drawn, strict=True), **look)
     for nfe, value in drawn:  # one evaluation is no sample: it stays apart from the line
         face = "white" if nfe == 1 else style.colour
-        panel.plot(nfe, value, style.marker, **look | {"lw": 0}, mfc=face, ms=6.5 if style.ours else 5)
+        panel.plot(nfe * factor, value, style.marker, **look | {"lw": 0}, mfc=face, ms=6.5 if style.ours else 5)
 
 
 def _handle(style: Style, line: bool) -> Any:
@@ -107,12 +119,12 @@ def curves(by_task: Mapping[str, Sequence[Entry]], names: Mapping[str, str], pat
         layout="constrained",
     )  # fmt: skip
     methods = list(dict.fromkeys(e.method for lines in by_task.values() for e in lines))
-    look = styles(methods)
+    look, apart = styles(methods), _apart(by_task)
     for row, (task, lines) in zip(panels, by_task.items(), strict=True):
         row[0].set_ylabel(task, fontsize=10)
         for panel, column in zip(row, columns, strict=True):
             for method, points in curve_points(lines, column).items():
-                _draw(panel, points, look[method])
+                _draw(panel, points, look[method], apart.get(method, 1.0))
             panel.set_xscale("log")
             panel.set_xticks(NFE_TICKS, [str(t) for t in NFE_TICKS])
             panel.set_xlim(0.8, max(110, 1.3 * max(e.nfe for every in by_task.values() for e in every)))
@@ -130,7 +142,9 @@ def curves(by_task: Mapping[str, Sequence[Entry]], names: Mapping[str, str], pat
         ncols=min(8, len(methods)), frameon=False,
     )  # fmt: skip
     figure.supxlabel(
-        "network evaluations per sample (hollow: one, the posterior mean; dotted: without a network)", fontsize=9
+        "network evaluations per sample (hollow: one, the posterior mean; dotted: without a network; "
+        "methods with the same number stand a little apart)",
+        fontsize=8,
     )
     save_figure(figure, path, dpi=85)
 
