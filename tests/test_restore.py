@@ -59,7 +59,7 @@ def test_every_task_has_the_photo_shape_and_honest_figures(denoiser: NetworkDeno
         gap, m = gap * r.problem.mask, int(r.problem.mask.sum()) * channels
     assert r.report["residual"]["mean"] == pytest.approx(float((gap.square().sum() / m).sqrt()) / 0.05, rel=1e-4)
     assert set(r.report) == {
-        "task", "operator", "method", "model", "sigma_y", "sigma_y_source", "sigma_y_estimate",
+        "task", "operator", "method", "model", "precision", "sigma_y", "sigma_y_source", "sigma_y_estimate",
         "nfe", "evaluations", "backward_passes", "settings", "seed", "seconds", "residual", "psnr",
     }  # fmt: skip
     assert set(r.report["residual"]) == {"linear", "mmse", "mean", "samples"}

@@ -133,7 +133,7 @@ def restore_all(
                 continue
             _make(output)
             if denoiser is None:
-                denoiser = load_model(options.model, device)
+                denoiser = load_model(options.model, device, options.precision)
                 screen.say(_header(task, options, problem.A.describe()))
             if problem.estimate is not None:
                 s = problem.estimate
@@ -209,7 +209,7 @@ def _summary(result: Restoration) -> str:
 
 def show_demo(output: Path, options: RestoreOptions, device: str) -> None:
     """Run the demonstration, write its sheet and figures, print its table."""
-    denoiser = load_model(options.model, device)
+    denoiser = load_model(options.model, device, options.precision)
     _make(output)
     began = time.monotonic()
     rows: list[DemoRow] = []

@@ -164,6 +164,7 @@ def restore(
         ),
     ] = "eps",
     model: Model = "photo",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16; auto: the latter on CPUs that have it.")] = "auto",
     seed: Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="Restore again what is finished.")] = False,
     device: Device = "auto",
@@ -194,7 +195,7 @@ def restore(
             sr_kernel=sr_kernel, blur_sigma=blur_sigma, kernel=kernel, boundary=boundary, operator=operator, seed=seed,
         )  # fmt: skip
         nfe = max(get_method(method).nfe, 1) if nfe is None else nfe
-        how = RestoreOptions(samples=samples, nfe=nfe, method=method, model=model, seed=seed)
+        how = RestoreOptions(samples, nfe, method, model, seed, precision)
     except ValueError as error:
         raise InputError(str(error)) from None
     failures = restore_all(photos, output, chosen, how, set_up(device, threads), force)
@@ -323,18 +324,10 @@ def benchmark(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, dotted keys; repeatable.")] = None,
     limit: Annotated[int | None, typer.Option(help="Measure at most so many rows now.", show_default=False)] = None,
     document: Annotated[
-        Path | None,
-        typer.Option(
-            help="Markdown file of the report (default OUT/report.md); all that belongs to it lies beside it.",
-            show_default=False,
-        ),
+        Path | None, typer.Option(help="The report, its files beside it (default OUT/report.md)", show_default=False)
     ] = None,
     rows: Annotated[
-        Path | None,
-        typer.Option(
-            help="Measure nothing: write the report from this rows.jsonl(.gz), without models or data.",
-            show_default=False,
-        ),
+        Path | None, typer.Option(help="Measure nothing: the report of this rows.jsonl(.gz).", show_default=False)
     ] = None,
     paper: Annotated[
         Path | None, typer.Option(help="JSON file with a paper's tables, shown beside (images).", show_default=False)
@@ -366,10 +359,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="New or empty folder.", show_default=False)],
     scheduler: Annotated[
         str,
-        typer.Option(
-            help="dpm++, unipc, deis, ddim, ddpm, euler, euler-ancestral, heun, edm-euler, edm-dpm++, flow-euler or "
-            "flow-heun."
-        ),
+        typer.Option(help="[edm-]dpm++, unipc, deis, ddim, ddpm, [edm-, flow-]euler, euler-ancestral, [flow-]heun"),
     ] = "dpm++",
 ) -> None:
     """Write a model as a diffusers pipeline, for DiffusionPipeline.from_pretrained(OUTPUT, trust_remote_code=True)."""

@@ -10,18 +10,26 @@ with ``w_k = 0`` within ``halo`` of a cut edge of tile ``k`` and a linear ramp o
 ``halo >= receptive_radius`` the result is that of the whole image up to rounding; a smaller halo is an approximation
 whose error falls as quickly as the network's *effective* field of view. The pivot, the operator and the sampler
 always see the whole image: there are no seams to hide.
+
+Overlaps are computed twice and more, so tiles are as large as memory allows: a quarter of what is free.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from posteriori.denoise import Conditioning
+from posteriori.conditioning import Conditioning
+from posteriori.memory import free_memory
 
 __all__ = ["TiledBackbone", "tile_axis"]
+
+# Sides of a tile's own part, few: a little more or less of free memory should not change a picture.
+CORES = (256, 384, 512, 768, 1024, 1536)
+SHARE = 0.25  # of the free memory
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,9 @@ class TiledBackbone(nn.Module):
 
     Args:
         backbone: ``F(inputs, c_noise, conditioning)``, convolutional, with a ``stride`` attribute.
-        core: pixels a side that each tile adds; images up to ``core`` plus twice the margin are not tiled.
+        core: pixels a side that each tile adds; images up to ``core`` plus twice the margin are not tiled. By default
+            the whole image where it takes a quarter of the free memory or less, else the largest of :data:`CORES`
+            that does, and never less than 256.
         halo: see the module's head.
         blend: width of the ramps.
 
@@ -74,11 +84,11 @@ class TiledBackbone(nn.Module):
             not agree.
     """
 
-    def __init__(self, backbone: nn.Module, core: int = 512, halo: int = 128, blend: int = 32) -> None:
+    def __init__(self, backbone: nn.Module, core: int | None = None, halo: int = 128, blend: int = 32) -> None:
         super().__init__()
         if not isinstance(getattr(backbone, "stride", None), int):
             raise ValueError(f"{type(backbone).__name__} states no stride: only convolutional networks can be tiled")
-        if core < 1 or halo < 0 or blend < 0:
+        if (core is not None and core < 1) or halo < 0 or blend < 0:
             raise ValueError(f"need core >= 1, halo >= 0 and blend >= 0, got {core}, {halo} and {blend}")
         self.backbone, self.core, self.halo, self.blend = backbone, core, halo, blend
 
@@ -86,11 +96,28 @@ class TiledBackbone(nn.Module):
     def stride(self) -> int:
         return int(self.backbone.stride)  # type: ignore[arg-type]
 
+    def largest_core(self, inputs: Tensor) -> int:
+        """What ``core=None`` means for a batch of images."""
+        height, width = inputs.shape[-2:]
+        margin = self.halo + self.blend // 2 + self.stride
+        if max(height, width) <= CORES[0] + 2 * margin:
+            return max(height, width)  # one tile at least is needed, and what is free is not asked for every thumbnail
+        pixels = SHARE * free_memory(inputs.device) / (self._bytes_per_pixel() * inputs.shape[0])
+        if height * width <= pixels:
+            return max(height, width)
+        fitting = [core for core in CORES if core + 2 * margin <= math.sqrt(pixels)]
+        return max(fitting, default=CORES[0])
+
+    def _bytes_per_pixel(self) -> int:
+        stated = getattr(self.backbone, "bytes_per_pixel", None)
+        return int(stated()) if stated is not None else 1024
+
     def forward(self, inputs: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
-        rows = tile_axis(inputs.shape[-2], self.core, self.halo, self.blend, self.stride)
-        columns = tile_axis(inputs.shape[-1], self.core, self.halo, self.blend, self.stride)
+        core = self.core or self.largest_core(inputs)
+        rows, columns = (tile_axis(n, core, self.halo, self.blend, self.stride) for n in inputs.shape[-2:])
         if len(rows) == len(columns) == 1:
-            return self.backbone(inputs, c_noise, conditioning)
+            whole: Tensor = self.backbone(inputs, c_noise, conditioning)
+            return whole
         result = torch.zeros_like(inputs)
         for row in rows:
             for column in columns:

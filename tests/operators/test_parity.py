@@ -10,7 +10,7 @@ from operator_suite import F64, OperatorSuite, randn
 
 from posteriori.operators import Blur, Downsampling, GaussianBlur, LinearOperator, Separable, kronecker
 from posteriori.operators.kronecker import ConvolutionAxis
-from posteriori.operators.parity import Dense, Halves, blocks_of, fold, unfold
+from posteriori.operators.parity import Dense, Halves, blocks_of, fold, normalised, unfold
 
 
 @pytest.fixture(autouse=True)
@@ -84,11 +84,10 @@ class TestHalvedBicubic(_Halved):
 def test_folding_is_orthonormal(n: int, dim: int) -> None:
     """Another length would make coefficients of other variance, and eigenvalues of another operator."""
     x = randn(2, n, n, seed=n)
-    even, odd = fold(x, dim)
-    torch.testing.assert_close(unfold(even, odd, dim), x)
+    even, odd = (normalised(part, dim, n // 2) for part in fold(x, dim))
     torch.testing.assert_close(even.square().sum() + odd.square().sum(), x.square().sum())
-    mirrored = x + x.flip(dim)
-    torch.testing.assert_close(fold(mirrored, dim)[1], torch.zeros_like(odd))
+    torch.testing.assert_close(unfold(normalised(even, dim, n // 2), normalised(odd, dim, n // 2), dim), x)
+    torch.testing.assert_close(fold(x + x.flip(dim), dim)[1], torch.zeros_like(odd))
 
 
 def test_what_treats_its_ends_differently_stays_whole() -> None:

@@ -95,6 +95,10 @@ class Results:
     def _key_of(self, row: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(row.get(k) for k in self.key)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, in the order of the file."""
+        return list(self._rows.values())
+
     def get(self, compute: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
         """The row with this key, computed and appended when the file has none."""
         wanted = self._key_of(key)

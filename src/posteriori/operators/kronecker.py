@@ -88,9 +88,9 @@ class AxisParts:
             return AxisParts(Dense(whole.matrix), Dense(whole.v), Dense(whole.us), whole.s)
         even, odd = (_stacked([AxisFactors.of(h[k]) for h in halves if h is not None]) for k in (0, 1))
         return AxisParts(
-            Halves(even.matrix, odd.matrix, folds=True, unfolds=True),
-            Halves(even.v, odd.v, folds=False, unfolds=True),
-            Halves(even.us, odd.us, folds=False, unfolds=True),
+            Halves.of(even.matrix, odd.matrix, folds=True, unfolds=True),
+            Halves.of(even.v, odd.v, folds=False, unfolds=True),
+            Halves.of(even.us, odd.us, folds=False, unfolds=True),
             torch.cat([even.s, odd.s], 1),
         )
 

@@ -6,6 +6,7 @@ With ``M[m-1-i, n-1-j] = M[i, j]`` even vectors become even ones, and odd ones o
 
 ``M`` falls into two blocks of half its size: a singular value decomposition takes a quarter of the time, products half.
 Symmetric kernels with any boundary that treats both ends alike (reflect, replicate, zero, circular) are of this kind.
+The factors ``1/sqrt(2)`` are part of the blocks, so that folding a signal is one sum and one difference.
 """
 
 from __future__ import annotations
@@ -16,31 +17,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Dense", "Halves", "Part", "blocks_of", "fold", "unfold"]
+__all__ = ["Dense", "Halves", "Part", "blocks_of", "fold", "normalised", "unfold"]
 
 
 def fold(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Even and odd part along a dimension (negative), of ``n - n // 2`` and ``n // 2`` entries."""
+    """Sums (with the middle entry of an odd length) and differences of mirrored entries along a dimension (negative):
+    ``n - n // 2`` and ``n // 2`` of them."""
     n = x.shape[dim]
     h = n // 2
     first, last = x.narrow(dim, 0, h), x.narrow(dim, n - h, h).flip(dim)
-    even, odd = (first + last) * math.sqrt(0.5), (first - last) * math.sqrt(0.5)
-    return (torch.cat([even, x.narrow(dim, h, 1)], dim) if n % 2 else even), odd
+    even = torch.cat([first + last, x.narrow(dim, h, 1)], dim) if n % 2 else first + last
+    return even, first - last
 
 
 def unfold(even: Tensor, odd: Tensor, dim: int) -> Tensor:
-    """The vectors whose parts these are."""
+    """The transpose of :func:`fold`; with both over ``sqrt(2)`` where entries are paired its inverse."""
     h = odd.shape[dim]
-    paired, odd = even.narrow(dim, 0, h) * math.sqrt(0.5), odd * math.sqrt(0.5)
+    paired = even.narrow(dim, 0, h)
     return torch.cat([paired + odd, even.narrow(dim, h, even.shape[dim] - h), (paired - odd).flip(dim)], dim)
+
+
+def normalised(block: Tensor, dim: int, paired: int) -> Tensor:
+    """The first ``paired`` entries along a dimension over ``sqrt(2)``: folded ones in the orthonormal basis."""
+    weights = torch.ones(block.shape[dim], dtype=block.dtype)
+    weights[:paired] = math.sqrt(0.5)
+    return block * weights.reshape(-1, *[1] * (-1 - dim))
 
 
 def blocks_of(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
     """The even and the odd block of a matrix ``(m, n)``, or ``None`` when reversing changes it."""
     if float((matrix - matrix.flip(0, 1)).abs().max()) > 1e-14 * float(matrix.abs().max()):
         return None
-    even, odd = fold(matrix, -1)
-    return fold(even, -2)[0], fold(odd, -2)[1]
+    m, n = matrix.shape
+    columns = [normalised(part, -1, n // 2) for part in fold(matrix, -1)]
+    even, odd = fold(columns[0], -2)[0], fold(columns[1], -2)[1]
+    return normalised(even, -2, m // 2), normalised(odd, -2, m // 2)
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ class Halves:
     """A matrix by its blocks, ``(S, rows, columns)`` each.
 
     Attributes:
-        even, odd: the blocks.
+        even, odd: the blocks, normalised along the dimensions that are folded.
         folds: whether vectors are folded before the blocks; coefficients come as even and odd ones already.
         unfolds: whether they are unfolded behind them.
     """
@@ -91,6 +102,15 @@ class Halves:
     odd: Tensor
     folds: bool
     unfolds: bool
+
+    @staticmethod
+    def of(even: Tensor, odd: Tensor, folds: bool, unfolds: bool) -> Halves:
+        """From blocks in the orthonormal basis."""
+        for dim, folded in ((-1, folds), (-2, unfolds)):
+            if folded:
+                paired = odd.shape[dim]
+                even, odd = normalised(even, dim, paired), normalised(odd, dim, paired)
+        return Halves(even, odd, folds, unfolds)
 
     @property
     def columns(self) -> int:
@@ -122,9 +142,9 @@ class Halves:
 
     def squares(self) -> Dense:
         """Every entry of the first half of the rows squared (of a matrix that unfolds): the other half is the same."""
-        h = self.odd.shape[1]
-        whole = torch.cat([self.even, torch.nn.functional.pad(self.odd, (0, 0, 0, self.even.shape[1] - h))], 2)
-        return Dense(whole**2 * whole.new_tensor([0.5] * h + [1.0] * (whole.shape[1] - h))[:, None])
+        missing = self.even.shape[1] - self.odd.shape[1]
+        whole = torch.cat([self.even, torch.nn.functional.pad(self.odd, (0, 0, 0, missing))], 2)
+        return Dense(whole**2)
 
     def mirrored(self, x: Tensor, dim: int) -> Tensor:
         """What :meth:`squares` gave, along a dimension of ``x``, continued to all rows."""
