@@ -34,7 +34,7 @@ from posteriori.solvers import Mean, Noise, State, Transition
 __all__ = ["exponential"]
 
 # Gauss-Legendre nodes in log q: for steps of a factor of 3 the weights have an error of 1e-6.
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(6)
+_NODES, _WEIGHTS = (x.tolist() for x in np.polynomial.legendre.leggauss(6))
 
 
 def exponential(posterior: ExactPosterior, order: int = 3) -> Transition:
@@ -92,10 +92,8 @@ def _integrals(v: Tensor, levels: Sequence[float], q: float, unspread: Tensor | 
     first = torch.atan(root * (start - q) / (v + start * q)) / root
     rest: Sequence[Tensor] = ()
     if len(levels) > 1:
-        half = math.log(start / q) / 2
-        at = q * np.exp(half * (1 + _NODES))
-        shares = [half * _WEIGHTS * at * _lagrange(np.log(levels), j, np.log(at)) for j in range(1, len(levels))]
-        nodes, weights = (v.new_tensor(x).reshape(*x.shape, *[1] * v.ndim) for x in (at, np.stack(shares)))
+        nodes, weights = (v.new_tensor(x) for x in _quadrature(levels, q))
+        nodes, weights = (x.reshape(*x.shape, *[1] * v.ndim) for x in (nodes, weights))
         rest = (weights / (v + nodes**2)).sum(1).unbind()
     for integral in rest:
         first = first - integral
@@ -103,7 +101,19 @@ def _integrals(v: Tensor, levels: Sequence[float], q: float, unspread: Tensor | 
     return found if unspread is None else [torch.where(unspread, torch.zeros_like(x), x) for x in found]
 
 
-def _lagrange(nodes: np.ndarray, j: int, x: np.ndarray) -> np.ndarray:
-    rest = [k for k in range(len(nodes)) if k != j]
-    value: np.ndarray = np.prod([(x - nodes[k]) / (nodes[j] - nodes[k]) for k in rest], axis=0)
-    return value
+def _quadrature(levels: Sequence[float], q: float) -> tuple[list[float], list[list[float]]]:
+    """Nodes in ``q``, and the weights there of each polynomial but the first.
+
+    In plain numbers: right after a network, a few calls of NumPy take longer than all else in a step.
+    """
+    logs, low = [math.log(level) for level in levels], math.log(q)
+    half = (logs[0] - low) / 2
+    at = [low + half * (1 + x) for x in _NODES]
+    weights = []
+    for j in range(1, len(levels)):
+        rest = logs[:j] + logs[j + 1 :]
+        scale = half / math.prod(logs[j] - p for p in rest)
+        weights.append(
+            [scale * w * math.exp(x) * math.prod(x - p for p in rest) for x, w in zip(at, _WEIGHTS, strict=True)]
+        )
+    return [math.exp(x) for x in at], weights
