@@ -22,6 +22,7 @@ from posteriori.checkpoint import bundled_models, locate, read_card, write_atomi
 from posteriori.demo import SHOWN, DemoRow, demo_sheet, run_demo
 from posteriori.denoise import NetworkDenoiser
 from posteriori.images import encode_png, find_photos, read_kernel
+from posteriori.memory import keep_freed_memory
 from posteriori.methods import get_method
 from posteriori.problems import InputError, TaskOptions, build_problem, read_input
 from posteriori.restore import (
@@ -133,6 +134,7 @@ def restore_all(
                 continue
             _make(output)
             if denoiser is None:
+                keep_freed_memory()
                 denoiser = load_model(options.model, device, options.precision)
                 screen.say(_header(task, options, problem.A.describe()))
             if problem.estimate is not None:

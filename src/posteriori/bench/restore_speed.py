@@ -37,6 +37,7 @@ from posteriori.checkpoint import write_atomically
 from posteriori.conditioning import Conditioning
 from posteriori.denoise import ExactPosterior, NetworkDenoiser
 from posteriori.images import Photo, write_image
+from posteriori.memory import keep_freed_memory
 from posteriori.problems import TaskOptions, build_problem
 from posteriori.restore import RestoreOptions, load_model, restore, write
 
@@ -201,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--document", type=Path, help="write the table there")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as the command does
     if args.what == "alone":
         precision, task, size, samples = args.case
         say(str(alone(precision, task, int(size), int(samples))))
