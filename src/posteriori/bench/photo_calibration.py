@@ -20,6 +20,7 @@ The tasks, and each photo's mask, kernel and noise, are those of :mod:`posterior
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -240,11 +241,11 @@ def report(by_task: Mapping[str, Sequence[Row]], document: Path, figures: Path) 
         f"{photos} photos of {row['size']}x{row['size']} pixels, {row['samples']} samples of {row['nfe']} evaluations "
         f"each, `sigma_y = {row['sigma_y']:g}`, model `{row['model']}`. Bold: within the target, 5 points for "
         "intervals, 10 % for the power of samples in every band of half an octave up to half of Nyquist (lowest to "
-        f"highest band). The last column is the power of the mean just below half of Nyquist.\n\n{table(by_task)}"
+        f"highest band). The last column is the power of the mean just below half of Nyquist."
     )
     if not document.exists():
         write_atomically(document, f"<!-- {MARKER} -->\n<!-- /{MARKER} -->\n".encode())
-    replace_between(document, MARKER, text)
+    replace_between(document, MARKER, f"{textwrap.fill(text, 120)}\n\n{table(by_task)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -262,6 +263,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated")
     parser.add_argument("--match", default=".*", help="regular expression that names of photos match in full")
     parser.add_argument("--limit", type=int, help="this many photos, evenly spread")
+    parser.add_argument(
+        "--rows", type=int, help="measure at most so many rows now; 0: only the report of those there are"
+    )
     parser.add_argument("--size", type=int, default=256, help="side of the centre crop")
     parser.add_argument("--sigma-y", type=float, default=0.05, help="measurement noise; photos are in [-1, 1]")
     parser.add_argument("--device", default="cpu")
@@ -280,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     rows = Rows(args.out / "rows.jsonl")
     cells = partial(calibration_cells, args, denoiser, str(read_card(args.model)["sha256"])[:12])
-    measure_cells(cells(), rows)
+    measure_cells(cells(), rows, args.rows)
     found = [r for r in rows.of(cells()) if "pixels" in r]
     by_task = {t: own for t in args.tasks.split(",") if (own := [r for r in found if r["task"] == t])}
     document = args.document or args.out / "report.md"

@@ -35,7 +35,7 @@ def reliability(tasks: Figures, path: Path) -> None:
     """
     plt = _pyplot()
     figure, panels = plt.subplots(
-        1, len(tasks), figsize=(2.5 * len(tasks) + 0.6, 3.1), sharex=True, sharey=True, squeeze=False,
+        1, len(tasks), figsize=(2.5 * len(tasks) + 0.6, 3.6), sharex=True, sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
     values = np.concatenate([np.concatenate([f["std"], f["error"]]) for f in tasks.values()])
