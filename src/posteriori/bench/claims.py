@@ -91,14 +91,22 @@ def evidence_of(args: argparse.Namespace) -> Evidence:
             raise ValueError(f"{path} cannot be read ({error}): give rows of the cost benchmark") from None
     training = claims_training.read_training(args.ablation)
     paper = read_paper(str(args.paper), args.paper_set) if args.paper else {}
-    return Evidence(rows, features, cost, training, paper, args.paper_set)
+    known: dict[str, dict[str, float]] = {}
+    for path in args.rows:
+        if (sets := path.parent / "sets.json").exists():
+            known |= json.loads(sets.read_text())
+    return Evidence(rows, features, known, cost, training, paper, args.paper_set)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; the exit code is 2 for files that cannot be used."""
     parser = argparse.ArgumentParser("python -m posteriori.bench.claims", description=(__doc__ or "").split("\n")[0])
     many: dict[str, Any] = {"type": Path, "action": "append", "default": []}
-    parser.add_argument("--rows", **many, help="rows.jsonl of an image benchmark, its features beside it; repeatable")
+    parser.add_argument(
+        "--rows",
+        **many,
+        help="rows.jsonl or rows.jsonl.gz of an image benchmark, its features or sets.json beside it; repeatable",
+    )
     parser.add_argument("--cost", **many, help="rows.jsonl of the cost benchmark; repeatable")
     parser.add_argument("--ablation", **many, help="results.jsonl or table of ablation and finetune; repeatable")
     parser.add_argument("--paper", type=Path, help="JSON file with a paper's tables")
@@ -128,11 +136,12 @@ HEAD = """# The paper's claims, judged
 
 {counted}.{of}{beside}
 
-Each claim has a rule, fixed before its figures were measured, and is judged by rows of the benchmarks. Comparisons of
-methods are on the same images and measurements, with a 95 % interval from a bootstrap over images (at least {few}), in
-square brackets. A comparison holds when its interval is within the bound, does not hold when it is outside, and is
-undecided when the bound is inside. A claim holds when all of its comparisons do, and does not when one does not. The
-networks here are far smaller than the paper's and the images smaller: a verdict is on the claim in this setting."""
+Each claim has a rule and is judged by rows of the benchmarks. The rules were fixed before the image and cost benchmarks
+were run; the figures of ablation and fine-tuning are older than the rules. Methods are compared on the same images and
+measurements, with a 95 % interval from a bootstrap over images (at least {few}), in square brackets. A comparison holds
+when its interval is within the bound, does not hold when it is outside, and is undecided when the bound is inside. A
+claim holds when all of its comparisons do, and does not when one does not. The networks are far smaller here than the
+paper's, and so are the images: a verdict is on the claim in this setting."""
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ METRICS = {
     "mmd_pixel": ("mmd_pixel", False), "mmd_inception": ("mmd", False), "crps_pixel": ("crps", False),
     "crps_inception": ("crps_features", False),
 }  # fmt: skip
+OF_SETS = ("frechet", "mmd", "mmd_pixel")
 APPROXIMATIONS = ("dps", "daps", "ddnm", "pigdm", "mpgd")  # training-free methods that the paper compares
 TRAINED = ("eps", "palette")
 EXTREME = {"random95": "random", "sr16": "sr4"}
@@ -39,18 +40,21 @@ Lines = Sequence[tuple[str, int, Mapping[str, float]]]
 
 
 def our_table(evidence: Evidence, task: str) -> list[tuple[str, int, dict[str, float]]]:
-    """A task's lines with the paper's columns. Distances between sets: only of the lines with the largest set."""
-    rows = [r for r in evidence.rows if r["task"] == task]
+    """A task's lines with the paper's columns, as :func:`posteriori.bench.images_pool.entries` pools them. Distances
+    between sets: only of the lines with the largest set."""
+    rows = [r for r in evidence.rows if r["task"] == task and not r["method"].startswith("eps-")]  # no variants
     lines = []
-    for e in entries(rows, lambda row_id: evidence.features[row_id].with_suffix(".none")):  # sets are done below
-        values = {paper: e.values[own] for paper, (own, _) in METRICS.items() if own in e.values}
-        lines.append((e.method, e.nfe, values))
-    sets = [evidence.pooled(task, method, nfe)[:1] for method, nfe, _ in lines]
-    largest = max((len(s[0]) for s in sets if s), default=0)
-    for (_, _, values), found in zip(lines, sets, strict=True):
-        if found and len(found[0]) == largest and evidence.enough(found[0]):
+    pooled = entries(rows, None, evidence.known)
+    sets = {}
+    for i, e in enumerate(pooled):
+        found = [] if e.set_images else evidence.pooled(task, e.method, e.nfe)[:1]
+        if found and evidence.enough(found[0]):
             drawn, true = (torch.from_numpy(np.stack([p[k] for p in found[0].values()])).float() for k in (0, 1))
-            values |= {"fid": frechet(true, drawn), "mmd_inception": mmd(true, drawn)}
+            e.values |= {"frechet": frechet(true, drawn), "mmd": mmd(true, drawn)}
+        sets[i] = e.set_images or len(found[0] if found else ())
+    for i, e in enumerate(pooled):
+        kept = {k: v for k, v in e.values.items() if k not in OF_SETS or sets[i] == max(sets.values())}
+        lines.append((e.method, e.nfe, {paper: kept[own] for paper, (own, _) in METRICS.items() if own in kept}))
     return lines
 
 
@@ -228,23 +232,23 @@ def _mean(values: Mapping[int, float], images: Sequence[int]) -> float:
 
 def many_samples(evidence: Evidence) -> Finding:
     """Rule: the mean of n posterior samples has 1 + 1/n times the squared error of the posterior mean. For the line of
-    EPS with the most samples in every task, the ratio of pooled squared errors is between 0.95 and 1.1 (1 + 1/n):
-    paired bootstrap over images. Below, one evaluation is not the mean of what is sampled; above, samples are off."""
+    EPS with the most samples in every task (on 16 images at least, where there is one), the ratio of pooled squared
+    errors is between 0.95 and 1.1 (1 + 1/n): paired bootstrap over images. Below, one evaluation is not the mean of
+    what is sampled; above, samples are off."""
     parts = []
     for task in evidence.tasks:
-        lines = [
-            (max(r["samples"] for r in evidence.groups[task, m, n]), -n, m)
-            for m, n in evidence.lines(task)
-            if m in ("eps", "eps-many") and n > 1
-        ]
-        if not lines:
-            continue
-        count, nfe, method = max(lines)
-        found = ratio(evidence.values(task, method, -nfe, "mse_mean"), evidence.of_mean(task))
-        if found:
+        known = []
+        for method, nfe in evidence.lines(task):
+            counts = {r["samples"] for r in evidence.groups[task, method, nfe]} if method in ("eps", "eps-many") else ()
+            for count in counts:
+                means = evidence.values(task, method, nfe, "mse_mean", count)
+                if found := ratio(means, evidence.of_mean(task)):
+                    known.append((len(means) >= 16, count, -nfe, found))
+        if known:
+            _, count, nfe, found = max(known, key=lambda k: k[:3])
             due = 1 + 1 / count
-            text = f"mean of {count} samples at {-nfe}: squared error ratio {found.text()}, due {due:.3f}"
-            parts.append(Part(task, within(found, 0.95, 1.1 * due), text))
+            text = f"mean of {count} samples at {-nfe}, {found.images} images: squared error ratio {found.text()}"
+            parts.append(Part(task, within(found, 0.95, 1.1 * due), f"{text}, due {due:.3f}"))
     return Finding(parts)
 
 
