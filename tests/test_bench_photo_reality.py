@@ -13,6 +13,7 @@ from PIL import Image
 
 from posteriori.bench import photo_cost, photo_damage, photo_reality
 from posteriori.bench.photo_reality import CASES, Case, Run
+from posteriori.cli import run
 from tiny_model import save_tiny_model
 
 LICENCE = "https://creativecommons.org/licenses/by/2.0/"
@@ -64,7 +65,7 @@ def test_masks_hide_all_damage() -> None:
 def photos(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(60, 200, (4, 4, 3), dtype=np.uint8))
-    coarse.resize((64, 64), Image.Resampling.BICUBIC).save(tmp_path / "nips17_abc.png")
+    coarse.resize((192, 192), Image.Resampling.BICUBIC).save(tmp_path / "nips17_abc.png")
     head = "image_id,split,author,author_profile,landing_url,licence\n"
     (tmp_path / "by.csv").write_text(f"{head}abc,test,A.  Author,https://p,https://link,{LICENCE}\n")
     return tmp_path
@@ -98,6 +99,19 @@ def test_page_is_made_by_the_command(photos: Path, tmp_path: Path, monkeypatch: 
     )
     assert [f"{before:.1f}", f"{after:.1f}"] == [c.strip(" *") for c in rows[1].split("|")[4:6]]
     assert (tmp_path / "figures" / "old-photos.jpg").stat().st_size <= photo_reality.LARGEST_SHEET
+
+
+def test_options_on_the_page_are_those_that_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader who copies a command from the page would get another result than the page shows."""
+    seen = []
+    monkeypatch.setattr("posteriori.batch.restore_all", lambda *args: seen.append(args[2]) or 0)
+    for case in CASES.values():
+        for way in case.runs:
+            if way.solve is None:
+                words = way.options.replace("MASK", "m.png").split()
+                assert run(["restore", "photo.png", *words, "-o", str(tmp_path)]) == 0
+                assert photo_reality.task_options(way.options, Path("m.png")) == seen[-1], way.options
+    assert len(seen) > 10
 
 
 def test_what_cannot_be_used_is_an_error(photos: Path) -> None:

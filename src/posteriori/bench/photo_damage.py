@@ -107,8 +107,7 @@ def torn(picture: Image.Image, rng: np.random.Generator) -> Damaged:
 
 def blurred(picture: Image.Image, rng: np.random.Generator) -> Damaged:
     """Out of focus, some noise, then saved as a phone does."""
-    small = picture.resize((192, 192), Image.Resampling.LANCZOS)
-    return Damaged(white_noise(small.filter(ImageFilter.GaussianBlur(1.8)), 0.03, rng), small, quality=92)
+    return Damaged(white_noise(picture.filter(ImageFilter.GaussianBlur(1.8)), 0.03, rng), picture, quality=92)
 
 
 def thumbnail(picture: Image.Image, rng: np.random.Generator) -> Damaged:

@@ -3,10 +3,11 @@ r"""Photos damaged as real ones are, restored by ``posteriori restore``: what wo
     python -m posteriori.bench.photo_reality PHOTOS/test --attribution PHOTOS/attribution-ccby.csv \
         --work runs/photo-reality --document docs/old-photos.md
 
-Every case takes a photo, damages it, saves it as a file of 8 bits, and gives that file to the command as a user would;
-the noise level is estimated unless the case says otherwise. Two cases go on in Python, where the command has no option
-for what is known of the noise. The truth is known, hence the PSNR before and after. What is finished is not restored
-again. In the document, the table and the photos' authors stand between markers; the rest is written by hand.
+Every case takes a photo (its inner 192x192 pixels), damages it, saves it as a file of 8 bits, and does with that file
+what the command does with the options that the page shows; the noise level is estimated unless the case says otherwise.
+Two cases go on in Python, where the command has no option for what is known of the noise. The truth is known, hence the
+PSNR before and after. What is finished is not restored again. In the document, the table and the photos' authors stand
+between markers; the rest is written by hand.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ import argparse
 import csv
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from posteriori import noise
+from posteriori.batch import restore_all
 from posteriori.bench.common import markdown_table, replace_between, say, seed_of
 from posteriori.bench.photo_damage import (
     PHOTONS,
@@ -45,13 +45,15 @@ from posteriori.checkpoint import load, write_atomically
 from posteriori.denoise import ExactPosterior, NetworkDenoiser
 from posteriori.images import encode_png, read_image, to_picture
 from posteriori.operators import Identity
-from posteriori.restore import psnr
+from posteriori.problems import TaskOptions
+from posteriori.restore import RestoreOptions, psnr
 from posteriori.sheets import contact_sheet
 
 __all__ = ["CASES", "Case", "Run", "credits", "main", "restore_case", "sheet", "table"]
 
 LARGEST_SHEET = 300_000  # bytes
-SHOWN = 176  # pixels of a side on the sheet
+SIDE = 192  # pixels of a photo
+SHOWN = 176  # of what the sheet shows of it, the middle
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of damage: ``photo`` is the beginning of a file's name without ``nips17_``."""
+    """A kind of damage, of the photo whose file name begins with ``nips17_`` and then ``photo``."""
 
     title: str
     photo: str
     damage: Callable[[Image.Image, np.random.Generator], Damaged]
     runs: Sequence[Run]
-    corner: tuple[int, int] = field(default=(40, 40))  # left and top of what the sheet shows, in the whole photo
 
 
 # -- what the command has no option for --------------------------------------------------------------------------------
@@ -99,7 +100,7 @@ CASES = {
         [Run("mask", f"--task inpaint --mask MASK {AUTO}"), Run("no mask", f"--task denoise {AUTO}")],
     ),
     "torn": Case(
-        "torn corner", "f0add7f5", torn, [Run("mask", f"--task inpaint --mask MASK {AUTO}")], (80, 0)
+        "torn corner", "f0add7f5", torn, [Run("mask", f"--task inpaint --mask MASK {AUTO}")]
     ),
     "noise": Case(
         "unknown noise\n(it is 0.15)", "839aa3d1", lambda p, rng: Damaged(white_noise(p, 0.15, rng), p),
@@ -129,10 +130,10 @@ CASES = {
         [Run("1.8, auto", f"--task gaussian --blur-sigma 1.8 {AUTO}"),
          Run("1.8, 0.05", "--task gaussian --blur-sigma 1.8 --sigma-y 0.05"),
          Run("1.3, 0.05", "--task gaussian --blur-sigma 1.3 --sigma-y 0.05"),
-         Run("2.5, 0.05", "--task gaussian --blur-sigma 2.5 --sigma-y 0.05")], (8, 8),
+         Run("2.5, 0.05", "--task gaussian --blur-sigma 2.5 --sigma-y 0.05")],
     ),
     "small": Case(
-        "thumbnail of\n64x64, JPEG\nof 90", "b3f200c6", thumbnail,
+        "thumbnail of\n48x48, JPEG\nof 90", "b3f200c6", thumbnail,
         [Run("bicubic", f"--task sr --scale 4 --sr-kernel bicubic {AUTO}"),
          Run("box", f"--task sr --scale 4 --sr-kernel box {AUTO}")],
     ),
@@ -154,6 +155,16 @@ def find_photo(folder: Path, beginning: str) -> Path:
     return found[0]
 
 
+def task_options(options: str, mask: Path) -> TaskOptions:
+    """What the command makes of its options."""
+    words = options.split()
+    values: dict[str, Any] = dict(zip(words[::2], words[1::2], strict=True))
+    given = {name.removeprefix("--").replace("-", "_"): value for name, value in values.items()}
+    kinds: dict[str, Callable[[str], Any]] = {"scale": int, "blur_sigma": float, "mask": lambda _: mask}
+    kinds["sigma_y"] = lambda text: text if text == "auto" else float(text)
+    return TaskOptions(**{name: kinds.get(name, str)(value) for name, value in given.items()})
+
+
 def restore_case(name: str, case: Case, photo: Path, args: Any) -> list[dict[str, Any]]:
     """Damage a photo and restore it in every way of the case.
 
@@ -167,7 +178,9 @@ def restore_case(name: str, case: Case, photo: Path, args: Any) -> list[dict[str
     folder = Path(args.work) / name
     folder.mkdir(parents=True, exist_ok=True)
     with Image.open(photo) as opened:
-        damaged = case.damage(opened.convert("RGB"), np.random.default_rng(seed_of(name)))
+        left, top = ((s - SIDE) // 2 for s in opened.size)
+        inner = opened.convert("RGB").crop((left, top, left + SIDE, top + SIDE))
+    damaged = case.damage(inner, np.random.default_rng(seed_of(name)))
     source = folder / (f"{name}.png" if damaged.quality is None else f"{name}.jpg")
     stream = io.BytesIO()
     if damaged.quality is None:
@@ -187,12 +200,9 @@ def restore_case(name: str, case: Case, photo: Path, args: Any) -> list[dict[str
         row: dict[str, Any] = {"case": name, "title": way.title, "options": way.options}
         if way.solve is None:
             out = folder / f"run-{k + 1}"
-            options = way.options.replace("MASK", str(folder / "mask.png")).split()
-            extra = ["--model", str(args.model), "--samples", str(args.samples), "--nfe", str(args.nfe)]
-            extra += ["--threads", str(args.threads)] if args.threads else []
-            command = [sys.executable, "-m", "posteriori", "restore", str(source), *options, "-o", str(out), *extra]
-            if code := subprocess.run(command, check=False).returncode:
-                raise ValueError(f"posteriori restore {source} {way.options} ended with code {code}")
+            how = RestoreOptions(samples=args.samples, nfe=args.nfe, model=str(args.model))
+            if restore_all([source], out, task_options(way.options, folder / "mask.png"), how, "cpu"):
+                raise ValueError(f"posteriori restore {source} {way.options} failed, see above")
             report = json.loads((out / name / "report.json").read_text())
             row["sigma_y"] = report["sigma_y"]
             row["answer"] = out / name / "mmse.png"
@@ -230,18 +240,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def sheet(rows: Sequence[dict[str, Any]]) -> bytes:
     """Truth, damaged photo and answers of every case in full resolution, a JPEG within the largest size."""
 
-    def part(path: Path, corner: tuple[int, int]) -> Image.Image:
+    def part(path: Path) -> Image.Image:
         with Image.open(path) as opened:
-            left, top = (min(c, max(0, s - SHOWN)) for c, s in zip(corner, opened.size, strict=True))
+            left, top = ((s - SHOWN) // 2 for s in opened.size)
             return opened.convert("RGB").crop((left, top, left + SHOWN, top + SHOWN))
 
     grid, titles = [], []
     for name in dict.fromkeys(r["case"] for r in rows):
         own = [r for r in rows if r["case"] == name]
-        corner = CASES[name].corner
-        cells: list[tuple[str, Image.Image | None]] = [("truth", part(own[0]["truth"], corner))]
-        cells.append((f"damaged\n{own[0]['before']:.1f} dB", part(own[0]["damaged"], corner)))
-        cells += [(f"{r['title']}\n{r['mean']:.1f} dB", part(r["answer"], corner)) for r in own]
+        cells: list[tuple[str, Image.Image | None]] = [("truth", part(own[0]["truth"]))]
+        cells.append((f"damaged\n{own[0]['before']:.1f} dB", part(own[0]["damaged"])))
+        cells += [(f"{r['title']}\n{r['mean']:.1f} dB", part(r["answer"])) for r in own]
         grid.append(cells)
         titles.append(CASES[name].title)
     picture = contact_sheet(grid, titles, cell=SHOWN)
@@ -285,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--document", type=Path, help="Markdown file with markers; WORK/report.md when left out")
     parser.add_argument("--figures", type=Path, help="folder of the sheet; figures beside the document")
     parser.add_argument("--model", default="photo", help="bundled name or folder")
-    parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--nfe", type=int, default=8, help="network evaluations per sample")
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated")
     parser.add_argument("--threads", type=int, help="of torch")
