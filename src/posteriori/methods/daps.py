@@ -6,8 +6,7 @@ r"""DAPS, decoupled annealing posterior sampling (Zhang et al. 2025, arXiv 2407.
 
 Langevin samples ``exp(-|y - A x|^2/tau^2) N(x; x_hat, q^2 I)``. ``tau = 0.01``, the authors' value whatever the noise,
 trusts a measurement with ``sigma_y = 0.05`` fifty times too much; with ``tau = sqrt(2) sigma_y`` ("calibrated") the
-likelihood is that of the measurement, and ``h`` grows with ``tau^2``: with the authors' the chain would hardly move. It
-falls linearly to a hundredth over the annealing.
+likelihood is that of the measurement, and ``h``, which falls a hundredfold on the way, grows with ``tau^2``.
 
 Settings: the authors' code (github.com/zhangbingliang2019/DAPS, ``configs/task/*.yaml`` (``pixel``, ``sigma_y`` 0.05),
 ``configs/sampler/edm_daps.yaml``, ``cores/scheduler.py``): ``tau``, steps, ``rate``; levels from 100 to 0.1, with 0 in

@@ -9,10 +9,7 @@ normal noise ``z_i``, coefficient ``i`` of the next ``u'`` at noise ``q'`` is
 
 and the start is ``y_i`` with noise up to ``q``, or noise alone where ``q < sigma_y/s_i``: functions of ``A^T A``, one
 ``A.spectral`` each. An operator known through ``A`` and ``A^T`` only cannot apply rules with jumps and is refused.
-Without noise what is measured is kept; the rest has the prior's law if eta = 0 and coefficients are independent.
-
-Settings: the authors' code (github.com/bahjat-kawar/ddrm, ``README.md``): 20 steps, eta 0.85, eta_b 1 for all tasks. No
-deviations but the first level, the schedule's largest, where theirs is step 950 of 1000.
+Settings (github.com/bahjat-kawar/ddrm): 20 steps, eta 0.85, eta_b 1. The first level is the schedule's largest.
 """
 
 from __future__ import annotations
