@@ -182,7 +182,7 @@ def _own_share(found: Sequence[Result]) -> str:
         for x in r.rows
         if r.first["task"] and x.get("unconditional_network_seconds") is not None
     ]
-    return f", which spends {_percent(shares)} of its time beside them" if shares else ""
+    return f",\n  which spends {_percent(shares)} of its time beside them" if shares else ""
 
 
 def _network(found: Sequence[Result]) -> str:
@@ -193,18 +193,18 @@ def _network(found: Sequence[Result]) -> str:
             case "network", _:
                 each = r.milliseconds("seconds") / r.first["evaluations"]
                 text.append(
-                    f"A bare evaluation of the network takes {each:.2f} ms an image; evaluations alone take "
-                    f"{_ratio(r.ratios)} times the unconditional sampler{_own_share(found)}."
+                    f"- A bare evaluation of the network takes {each:.2f} ms an image; evaluations alone take\n"
+                    f"  {_ratio(r.ratios)} times the unconditional sampler{_own_share(found)}."
                 )
             case "inputs", _:
                 text.append(
-                    "The network has inputs for a measurement, which that sampler fills with constants. An evaluation "
-                    f"takes {_ratio(r.ratios)} times one without them; that is not in the ratios below."
+                    "- The network has inputs for a measurement, which that sampler fills with constants. An\n"
+                    f"  evaluation takes {_ratio(r.ratios)} times one without them; that is not in the ratios below."
                 )
             case "unconditional", solver:
                 beside = f" ({_percent(r.beside)} beside the network)" if r.beside else ""
-                text.append(f"`posteriori.sample` with nothing measured, {solver}: {_ratio(r.ratios)}{beside}.")
-    return " ".join(text)
+                text.append(f"- `posteriori.sample` with nothing measured, {solver}: {_ratio(r.ratios)}{beside}.")
+    return "\n".join(text)
 
 
 def write_report(rows: Sequence[Row], document: Path, paper: str | Path | None = None) -> None:
@@ -222,8 +222,9 @@ def write_report(rows: Sequence[Row], document: Path, paper: str | Path | None =
     where = f"{first['threads']} thread{'s' * (first['threads'] > 1)} of a CPU" if first["device"] == "cpu" else "a GPU"
     model = "the network of the 32-pixel recipes" if first["model"] == "small" else f"model {Path(first['model']).name}"
     setting = (
-        f"Measured on {where}, torch {first['versions']['torch']}: {model}, images {first['size']}x{first['size']}, "
-        f"batches of {first['batch']}, {first['nfe']} evaluations (as many below that as a method's step divides)."
+        f"Measured on {where}, torch {first['versions']['torch']}: {model},\nimages {first['size']}x{first['size']}, "
+        f"batches of {first['batch']}, {first['nfe']} evaluations (as many below that as a method's step divides). "
+        "Ratios\nof few turns are as good as the machine was quiet."
     )
     refused = {r.name[0] for r in found if not r.ratios}
     parts = [
@@ -234,8 +235,8 @@ def write_report(rows: Sequence[Row], document: Path, paper: str | Path | None =
         _network(found),
         _summary(found, theirs).markdown(),
         TASKS
-        + (f" Not for an operator without singular values at hand: {', '.join(sorted(refused))}." if refused else "")
-        + (" Paper: its seconds over those of its unconditional sampler." if theirs else ""),
+        + (f"\nNot for an operator without singular values at hand: {', '.join(sorted(refused))}." if refused else "")
+        + ("\nPaper: its seconds over those of its unconditional sampler." if theirs else ""),
         "## Every task",
         _contests(found, theirs).markdown(),
     ]
