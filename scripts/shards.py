@@ -4,8 +4,10 @@
     python scripts/shards.py rebuild lfw-64 lfw.tgz FOLDER
     python scripts/shards.py rebuild tiny-imagenet-64 tiny-imagenet-200.zip FOLDER
 
-The pictures may not be passed on; ``scripts/shards/*.npz`` hold what finds them again. For every member of every shard,
-in order: the first 12 bytes of the SHA-256 of its JPEG file, a fingerprint of 128 bits, and its class if it has one.
+The pictures may not be passed on, nor anything made from their pixels. ``scripts/shards/*.npz`` hold, for every member
+of every shard, in order, the first 12 bytes of the SHA-256 of its JPEG file, and its class if it has one. Who has the
+shards can make a list with a fingerprint of 128 bits for each (``list --fingerprints --lists FOLDER``), by which copies
+that were cropped, shrunk or saved again are found too (``rebuild --lists FOLDER``).
 
 ``check`` compares hashes. ``rebuild`` reads a folder, zip or tar archive of the originals (LFW of
 vis-www.cs.umass.edu/lfw, 250x250; Tiny ImageNet of cs231n.stanford.edu, 64x64) and puts every picture in its place: by
@@ -75,7 +77,7 @@ class Members:
 
     Attributes:
         hashes: ``(n, 12)`` uint8.
-        fingerprints: ``(n, 2)`` uint64.
+        fingerprints: ``(n, 2)`` uint64, or ``(0, 2)``.
         labels: class of every member, or empty.
     """
 
@@ -92,11 +94,12 @@ def read_list(name: str, lists: Path = LISTS) -> dict[str, Members]:
             labels = []
             if f"{shard}.labels" in held:
                 labels = held["classes"][held[f"{shard}.labels"]].tolist()
-            shards[shard] = Members(held[f"{shard}.hashes"], held[f"{shard}.fingerprints"], labels)
+            prints = held.get(f"{shard}.fingerprints", np.zeros((0, 2), np.uint64))
+            shards[shard] = Members(held[f"{shard}.hashes"], prints, labels)
     return shards
 
 
-def write_list(name: str, folder: Path, lists: Path = LISTS) -> None:
+def write_list(name: str, folder: Path, lists: Path = LISTS, fingerprints: bool = False) -> None:
     """The list of the shards in a folder (``*.tar``, with ``*.labels.txt`` beside them or not)."""
     arrays: dict[str, np.ndarray] = {}
     paths = sorted(folder.glob("*.tar"))
@@ -106,7 +109,8 @@ def write_list(name: str, folder: Path, lists: Path = LISTS) -> None:
     for path in paths:
         data = [d for _, d in pictures(path)]
         arrays[f"{path.name}.hashes"] = np.frombuffer(b"".join(map(digest, data)), np.uint8).reshape(-1, HASH_BYTES)
-        arrays[f"{path.name}.fingerprints"] = np.stack([fingerprint(d) for d in data])
+        if fingerprints:
+            arrays[f"{path.name}.fingerprints"] = np.stack([fingerprint(d) for d in data])
         if path.name in labels:
             index = [classes.index(c) for c in labels[path.name]]
             arrays[f"{path.name}.labels"] = np.array(index, np.uint16)
@@ -147,11 +151,12 @@ def check(name: str, folder: Path, lists: Path = LISTS) -> list[str]:
             continue
         wrong = [i for i, d in enumerate(data) if digest(d) != members.hashes[i].tobytes()]
         if wrong:
-            prints = np.stack([fingerprint(data[i]) for i in wrong])
-            near = differing(prints, members.fingerprints[wrong]) <= MOST_BITS
-            faults.append(
-                f"{shard}: {len(wrong)} of {len(data)} files differ, {near.sum()} of them show the same photo"
-            )
+            told = ""
+            if len(members.fingerprints):
+                prints = np.stack([fingerprint(data[i]) for i in wrong])
+                near = differing(prints, members.fingerprints[wrong]) <= MOST_BITS
+                told = f", {near.sum()} of them show the same photo"
+            faults.append(f"{shard}: {len(wrong)} of {len(data)} files differ{told}")
         text = folder / Path(shard).with_suffix(".labels.txt")
         if members.labels and (not text.exists() or text.read_text().split() != members.labels):
             faults.append(f"{text.name}: missing, or other classes")
@@ -182,14 +187,17 @@ def rebuild(name: str, source: Path, folder: Path, crop: int | None = None, list
     hashes: dict[bytes, list[tuple[str, int]]] = {}  # a few pictures are in the set twice
     for shard, i in places:
         hashes.setdefault(shards[shard].hashes[i].tobytes(), []).append((shard, i))
+    printed = [(shard, i) for shard, members in shards.items() for i in range(len(members.fingerprints))]
     wanted = np.concatenate([m.fingerprints for m in shards.values()])
     if crop is None:
-        crop = best_crop(source, wanted, CROPS) if name.startswith("lfw") else 0
+        crop = best_crop(source, wanted, CROPS) if printed and name.startswith("lfw") else 0
     content: dict[tuple[str, int], bytes] = {}
     near: list[tuple[int, int, int]] = []  # bits that differ, place, original
     for k, (_, data) in enumerate(pictures(source)):
         if (own := hashes.get(digest(data))) is not None:
             content.update((place, data) for place in own)
+            continue
+        if not printed:
             continue
         bits = differing(wanted, fingerprint(data, crop))
         near += [(int(bits[j]), int(j), k) for j in np.flatnonzero(bits <= MOST_BITS)]
@@ -197,9 +205,9 @@ def rebuild(name: str, source: Path, folder: Path, crop: int | None = None, list
     chosen: dict[int, tuple[str, int]] = {}
     taken = set(content)
     for _, j, k in sorted(near):
-        if k not in chosen and places[j] not in taken:
-            chosen[k] = places[j]
-            taken.add(places[j])
+        if k not in chosen and printed[j] not in taken:
+            chosen[k] = printed[j]
+            taken.add(printed[j])
     for k, (_, data) in enumerate(pictures(source)):
         if k in chosen:
             stream = io.BytesIO()
@@ -228,24 +236,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sub = commands.add_parser(command, help=what)
         sub.add_argument("set", choices=SETS)
         sub.add_argument("folder", type=Path)
+        sub.add_argument("--lists", type=Path, default=LISTS, help="folder of the list")
+        if command == "list":
+            sub.add_argument("--fingerprints", action="store_true", help="made from pixels: not to be passed on")
     sub = commands.add_parser("rebuild", help="write the shards from the originals")
     sub.add_argument("set", choices=SETS)
     sub.add_argument("source", type=Path, help="folder, zip or tar archive")
     sub.add_argument("folder", type=Path)
     sub.add_argument("--crop", type=int, help="side of the central square; 0: the whole picture")
+    sub.add_argument("--lists", type=Path, default=LISTS, help="folder of a list, with fingerprints or without")
     given = parser.parse_args(arguments)
     for path in (given.folder,) if given.command != "rebuild" else (given.source,):
         if not path.exists():
             print(f"error: no such file or folder: {path}", file=sys.stderr)
             return 2
     if given.command == "list":
-        write_list(given.set, given.folder)
+        write_list(given.set, given.folder, given.lists, given.fingerprints)
     elif given.command == "check":
-        faults = check(given.set, given.folder)
+        faults = check(given.set, given.folder, given.lists)
         print("\n".join(faults) or f"{given.set}: every file is the one that the benchmarks used")
         return 3 if faults else 0
     else:
-        print(rebuild(given.set, given.source, given.folder, given.crop))
+        print(rebuild(given.set, given.source, given.folder, given.crop, given.lists))
     return 0
 
 
