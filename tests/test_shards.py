@@ -77,7 +77,7 @@ def test_faces_are_found_by_fingerprint_whatever_their_crop(shards: ModuleType, 
 
 
 def test_original_files_are_found_by_hash(shards: ModuleType, tmp_path: Path) -> None:
-    """No fingerprints here. Bytes written anew, or labels of the wrong member: ``check`` would fail on a faithful one."""
+    """No fingerprints. Bytes written anew, or labels of the wrong member: ``check`` would fail on a faithful one."""
     files = [encode(picture(seed, 64), 75) for seed in range(12)]
     files[7] = files[2]  # a picture that is there twice
     order = np.random.default_rng(1).permutation(12).tolist()
