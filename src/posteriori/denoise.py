@@ -117,6 +117,33 @@ class Denoiser(nn.Module, ABC):
         time = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
         return per_sample(self.schedule.alpha(time), x_t), per_sample(self.schedule.sigma(time), x_t)
 
+    def denoise_at(
+        self, x: Tensor, alpha: Scalar, sigma: Scalar, A: LinearOperator, y: Tensor, sigma_y: Scalar,
+        previous: Posterior | None = None,
+    ) -> Posterior:  # fmt: skip
+        """:meth:`forward` on any interpolant: ``p(x_0 | x, y)`` for ``x = alpha x_0 + sigma noise``.
+
+        On the denoiser's own schedule the same is known from ``x_t = (sigma_t/sigma) x`` at the time ``t`` of
+        ``q = sigma/alpha``. Noise beyond the schedule's largest counts as the largest, where ``x`` says next to nothing
+        about ``x_0`` either way; ``alpha`` may be 0 there.
+
+        Args:
+            x: ``(B, *signal)``.
+            alpha, sigma: its scales, ``alpha >= 0``, ``sigma > 0``; numbers or one per sample ``(B,)``.
+            A, y, sigma_y: the measurement, as in :meth:`forward`.
+            previous: the answer at a nearby ``x``.
+
+        Raises:
+            ValueError: when ``alpha`` is negative or ``sigma`` not positive.
+        """
+        a, s = (torch.as_tensor(v, dtype=torch.float64, device=x.device) for v in (alpha, sigma))
+        if bool((a < 0).any()) or bool((s <= 0).any()):
+            raise ValueError("need alpha >= 0 and sigma > 0: without noise there is nothing to denoise")
+        largest = self.schedule.ratio(torch.tensor(self.schedule.t_max, dtype=torch.float64, device=x.device))
+        t = self.schedule.time(torch.minimum(s / a, largest))
+        answer = self(per_sample(self.schedule.sigma(t) / s, x) * x, t, A, y, sigma_y, previous=previous)
+        return replace(answer, x_t=x, alpha_t=per_sample(a, x), sigma_t=per_sample(s, x))
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -322,24 +349,8 @@ class ExactPosterior:
         return self.denoiser(x_t, t, self.A, self.y, self.sigma_y, previous=previous)
 
     def denoise_at(self, x: Tensor, alpha: Scalar, sigma: Scalar, previous: Posterior | None = None) -> Posterior:
-        """:meth:`denoise` on any interpolant: ``p(x_0 | x, y)`` for ``x = alpha x_0 + sigma noise``.
-
-        On the denoiser's own schedule the same is known from ``x_t = (sigma_t/sigma) x`` at the time ``t`` of
-        ``q = sigma/alpha``. Noise beyond the schedule's largest counts as the largest, where ``x`` says next to nothing
-        about ``x_0`` either way; ``alpha`` may be 0 there.
-
-        Args:
-            x: ``(B, *signal)``.
-            alpha, sigma: its scales, ``alpha >= 0``, ``sigma > 0``; numbers or one per sample ``(B,)``.
-            previous: as in :meth:`denoise`.
-        """
-        a, s = (torch.as_tensor(v, dtype=torch.float64, device=x.device) for v in (alpha, sigma))
-        if bool((a < 0).any()) or bool((s <= 0).any()):
-            raise ValueError("need alpha >= 0 and sigma > 0: without noise there is nothing to denoise")
-        largest = self.schedule.ratio(torch.tensor(self.schedule.t_max, dtype=torch.float64, device=x.device))
-        t = self.schedule.time(torch.minimum(s / a, largest))
-        answer = self.denoise(per_sample(self.schedule.sigma(t) / s, x) * x, t, previous)
-        return replace(answer, x_t=x, alpha_t=per_sample(a, x), sigma_t=per_sample(s, x))
+        """:meth:`denoise` on any interpolant, see :meth:`Denoiser.denoise_at`."""
+        return self.denoiser.denoise_at(x, alpha, sigma, self.A, self.y, self.sigma_y, previous)
 
     def score(self, x_t: Tensor, t: Scalar) -> Tensor:
         """``grad log p(x_t | y)``, exact up to the denoiser's own error."""

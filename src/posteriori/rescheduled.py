@@ -10,13 +10,11 @@ flow model, with their solvers and time grids, without training.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from posteriori.denoise import Denoiser, Posterior
-from posteriori.operators.base import LinearOperator, Scalar, per_sample
+from posteriori.operators.base import LinearOperator, Scalar
 from posteriori.schedule import Schedule
 
 __all__ = ["Rescheduled"]
@@ -48,9 +46,5 @@ class Rescheduled(Denoiser):
         previous: Posterior | None = None,
     ) -> Posterior:
         time = torch.as_tensor(t, dtype=torch.float64, device=x_t.device).reshape(-1)
-        alpha, sigma = self.schedule.alpha(time), self.schedule.sigma(time)
-        own = self.denoiser.schedule
-        largest = own.ratio(torch.tensor([own.t_max], dtype=torch.float64, device=x_t.device))
-        time = own.time(torch.minimum(sigma / alpha, largest))
-        answer = self.denoiser(per_sample(own.sigma(time) / sigma, x_t) * x_t, time, A, y, sigma_y, previous=previous)
-        return replace(answer, x_t=x_t, alpha_t=per_sample(alpha, x_t), sigma_t=per_sample(sigma, x_t))
+        scales = self.schedule.alpha(time), self.schedule.sigma(time)
+        return self.denoiser.denoise_at(x_t, *scales, A, y, sigma_y, previous)
