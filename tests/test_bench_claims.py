@@ -349,7 +349,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one.with_suffix(".jsonl.gz").write_bytes(gzip.compress(one.read_bytes()))  # as reports publish them
     one = one.with_suffix(".jsonl.gz")
     two = write_rows(
-        tmp_path / "b" / "rows.jsonl", [*crps_rows(eps__cold_20=0.05, eps__cold_8=0.07), {"kind": "exact"}]
+        tmp_path / "b" / "rows.jsonl", [*crps_rows(eps__cold_20=0.05, eps__cold_8=0.07), {"kind": "exact", "id": "e"}]
     )
     paper = tmp_path / "paper.json"
     paper.write_text(json.dumps(PAPER))

@@ -371,7 +371,7 @@ def test_text_is_escaped() -> None:
     assert page.tables == {"a < b": [["x & y"], ["<script>"], ['"']]}
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node here to parse the script with")
 def test_the_script_is_a_program(tmp_path: Path) -> None:
     """A typing error in it leaves a page that neither sorts nor filters."""
     done = subprocess.run(["node", "--check", str(ASSETS / "page.js")], capture_output=True, text=True, timeout=60)

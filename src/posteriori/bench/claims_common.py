@@ -10,9 +10,7 @@ none.
 
 from __future__ import annotations
 
-import gzip
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +24,7 @@ from scipy.stats import norm as normal
 from scipy.stats import t as student
 from torch import Tensor
 
+from posteriori.bench import runner
 from posteriori.bench.images_pool import FEWEST
 from posteriori.bench.runner import Row
 
@@ -212,12 +211,7 @@ def read_rows(paths: Sequence[Path]) -> tuple[list[Row], dict[str, Path]]:
     found: dict[tuple[Any, ...], Row] = {}
     features: dict[str, Path] = {}
     for path in paths:
-        try:
-            text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
-            lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]  # a run may be writing
-        except (OSError, EOFError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): give rows of an image benchmark") from None
-        for row in lines:
+        for row in runner.read_rows(path):  # a run may be writing
             if row.get("kind") != "images" or "error" in row:
                 continue
             names = ("method", "task", "nfe", "seed", "first", "images", "samples")
