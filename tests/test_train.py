@@ -121,6 +121,33 @@ def test_mixed_precision_trains(photos: Path, tmp_path: Path) -> None:
     assert np.isfinite([loss for _, loss, _ in logged(tmp_path / "run")]).all()
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_precision_is_chosen_by_the_processor(
+    has: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Emulated bfloat16 would train fifty times slower than float32, in silence."""
+    monkeypatch.setattr("posteriori.train.loop.has_bfloat16", lambda device: has)
+    seen: set[torch.dtype] = set()
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, _, out: seen.add(out.dtype) if isinstance(module, torch.nn.Conv2d) else None
+    )
+    try:
+        train(recipe(photos, tmp_path, mixed_precision="auto", steps=1), tmp_path / "run", progress=False)
+    finally:
+        hook.remove()
+    assert seen == {torch.bfloat16 if has else torch.float32}
+
+
+def test_an_unquoted_no_is_the_word(tmp_path: Path) -> None:
+    """YAML reads ``mixed_precision: no`` as false; it must not be refused."""
+    (tmp_path / "r.yaml").write_text(
+        "name: x\nsources: [{folder: .}]\nnetwork: {kind: photo}\ncrops: [{size: 16, batch: 1}]\nmixed_precision: no\n"
+    )
+    assert load_recipe(tmp_path / "r.yaml").mixed_precision == "no"
+    with pytest.raises(RecipeError, match="must be"):
+        load_recipe(tmp_path / "r.yaml", ["mixed_precision=yes"])
+
+
 def test_rate_of_learning() -> None:
     """A warm-up that starts at 0, a decay that ends early, or one that turns negative."""
     r = Recipe(
@@ -264,7 +291,7 @@ def test_problems_depend_on_the_step_alone(photos: Path, tmp_path: Path) -> None
         ({"tasks": {"shares": {"none": "half"}}}, "tasks.shares.none must be a number"),
         ({"tasks": {"shares": {"none": 0}}}, "shares must not be negative, nor all 0"),
         ({"corrupt": 2}, "corrupt must be between 0 and 1"),
-        ({"mixed_precision": "fp8"}, "mixed_precision must be 'bf16' or 'no'"),
+        ({"mixed_precision": "fp8"}, "mixed_precision must be 'auto' or 'bf16' or 'no'"),
     ],
     ids=str,
 )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from posteriori.conditioning import Conditioning
 
-__all__ = ["PRECISIONS", "Precision", "ReducedPrecision", "choose_precision", "cpu_has_bfloat16"]
+__all__ = ["PRECISIONS", "Precision", "ReducedPrecision", "choose_precision", "cpu_has_bfloat16", "has_bfloat16"]
 
 Precision = Literal["auto", "float32", "bfloat16"]
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -28,6 +28,12 @@ def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     except OSError:
         return False
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+
+
+def has_bfloat16(device: str | torch.device) -> bool:
+    """Whether a device, ``"cpu"``, ``"cuda"``, ..., multiplies bfloat16 itself."""
+    kind = torch.device(device).type
+    return cpu_has_bfloat16() if kind == "cpu" else kind == "cuda" and torch.cuda.is_bf16_supported(False)
 
 
 def choose_precision(network: nn.Module, device: str | torch.device = "cpu") -> Precision:

@@ -75,7 +75,8 @@ class Recipe:
             divided between processes. The run is the same either way.
         ema, ema_power: the average of the weights decays by ``min(ema, 1 - (1 + step)^-ema_power)`` a step; a power of
             0 is the constant ``ema``.
-        mixed_precision: ``"bf16"`` or ``"no"``.
+        mixed_precision: ``"bf16"``, ``"no"``, or ``"auto"``: the former where the device multiplies bfloat16 itself
+            (emulated it is many times slower than float32).
         compile: compile the network with ``torch.compile``; the crop sizes are then compiled one by one.
         seed: of everything.
 
@@ -118,7 +119,7 @@ class Recipe:
     microbatches: int = 1
     ema: float = 0.999
     ema_power: float = 0.75
-    mixed_precision: Literal["bf16", "no"] = "bf16"
+    mixed_precision: Literal["auto", "bf16", "no"] = "auto"
     compile: bool = False
     seed: int = 0
     save_every: int = 500
@@ -180,6 +181,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, Union):  # "X | None"
         return None if value is None else _build(get_args(kind)[0], value, where)
     if origin is Literal:
+        value = "no" if value is False and "no" in get_args(kind) else value  # what YAML makes of an unquoted no
         if value not in get_args(kind):
             raise RecipeError(f"{name} must be {' or '.join(map(repr, get_args(kind)))}, got {value!r}")
         return value

@@ -32,6 +32,7 @@ from posteriori.denoise import Denoiser, ExactPosterior, NetworkDenoiser
 from posteriori.methods.base import METHODS, Entry
 from posteriori.metrics import coverage
 from posteriori.perceptual import FeatureNetwork, feature_network
+from posteriori.precision import has_bfloat16
 from posteriori.schedule import VE
 
 __all__ = ["ImageBenchmark"]
@@ -81,13 +82,19 @@ class ImageBenchmark:
             return None
         return feature_network(self.plan.features).to(self.device)
 
+    @cached_property
+    def _precision(self) -> str:
+        if self.plan.precision != "auto":
+            return self.plan.precision
+        return "bfloat16" if has_bfloat16(self.device) else "float32"
+
     def _denoiser(self, model: str) -> Denoiser:
         if model in self._given:
             return self._given[model].to(self.device)
         if not model:  # for methods without a network; never evaluated
             return NetworkDenoiser(nn.Identity(), VE())
         denoiser = load(self.plan.models[model], self.device)
-        if self.plan.precision == "bfloat16":
+        if self._precision == "bfloat16":
             denoiser.backbone = HalfPrecision(denoiser.backbone)
         return denoiser
 
@@ -124,7 +131,7 @@ class ImageBenchmark:
                         "kind": "images", "method": name, "task": task, "nfe": nfe, "seed": seed, "first": first,
                         "images": len(x_0), "samples": samples, "registered": self.plan.methods[name].method or name,
                         "settings": settings, "degradation": vars(self.plan.tasks[task]), "sigma_y": self.plan.sigma_y,
-                        "size": self.plan.size, "problem_seed": self.plan.seed, "precision": self.plan.precision,
+                        "size": self.plan.size, "problem_seed": self.plan.seed, "precision": self._precision,
                         "features": self.plan.features, "kept": self.plan.keep_images,
                         "model": self._hash(model), "data": digest([x_0]),
                     }  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from posteriori.data import PhotoSource
 from posteriori.methods.base import METHODS
+from posteriori.precision import Precision
 
 __all__ = ["Grid", "ImageMethod", "ImageRecipe", "Task", "standard_tasks"]
 
@@ -113,7 +114,8 @@ class ImageRecipe:
         features: feature network of :func:`posteriori.perceptual.feature_network`, or ``none``.
         batch: images restored together, and kept in one row: what is lost when a run is killed. It changes no figure
             but the seconds.
-        precision: of networks; everything around them is in float32.
+        precision: of networks, ``"auto"`` bfloat16 where the device multiplies it itself; everything around them is in
+            float32.
         keep_images: keep the samples themselves beside the rows, in 8 bits; needed for the MMD of pixels.
         seed: of masks, kernels and noise.
         paper: JSON file with a paper's own tables, to be shown beside these.
@@ -132,7 +134,7 @@ class ImageRecipe:
     sigma_y: float = 0.05
     features: Literal["none", "lite0", "inception"] = "lite0"
     batch: int = 16
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     keep_images: bool = False
     seed: int = 0
     paper: str = ""

@@ -21,6 +21,7 @@ from posteriori.checkpoint import save as save_model
 from posteriori.data import Counts
 from posteriori.denoise import NetworkDenoiser
 from posteriori.objective import LossScale, eps_loss
+from posteriori.precision import has_bfloat16
 from posteriori.recipe import Recipe, RecipeError
 from posteriori.train.batches import batches, by_shape, open_photos
 from posteriori.train.monitor import Monitor, drop_lines_after
@@ -344,7 +345,7 @@ class _Run:
             "data": f"{' and '.join(filter(None, (images, streamed)))}{skipped}",
             "a step": f"{recipe.microbatches} x ({kinds})",
             "machine": f"{accelerator.num_processes} x {accelerator.device.type}, "
-            f"{'bfloat16' if recipe.mixed_precision == 'bf16' else 'float32'}"
+            f"{'bfloat16' if accelerator.mixed_precision == 'bf16' else 'float32'}"
             f"{', compiled' if recipe.compile else ''}, {torch.get_num_threads()} threads",
             "output": str(self.folder),
         }
@@ -352,16 +353,17 @@ class _Run:
 
 def _accelerator(recipe: Recipe, folder: Path) -> Any:
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
     from accelerate.tracking import get_available_trackers
 
     wrong = set(recipe.trackers) - {str(t) for t in get_available_trackers()}
     if wrong:
         raise RecipeError(f"trackers: {', '.join(sorted(wrong))} cannot be used here: pip install it, or leave it out")
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    return Accelerator(
-        mixed_precision=recipe.mixed_precision, log_with=recipe.trackers or None, project_dir=str(folder)
-    )
+    precision = recipe.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if has_bfloat16(PartialState().device) else "no"
+    return Accelerator(mixed_precision=precision, log_with=recipe.trackers or None, project_dir=str(folder))
 
 
 def _seed(*numbers: int) -> int:
