@@ -467,3 +467,16 @@ def test_init_starts_from_the_weights_of_a_model(photos: Path, tmp_path: Path) -
         with pytest.raises(RecipeError, match="init"):
             train(recipe(photos, tmp_path, init=name, network=network), tmp_path / "third", progress=False)
     assert not list((tmp_path / "third").glob("*"))
+
+
+def test_blindness_is_trained_and_kept(photos: Path, tmp_path: Path) -> None:
+    """A network trained without ``x_t`` at the largest noise would be shown it after loading, or the reverse."""
+    train(recipe(photos, tmp_path, blind_at_t_max=True, steps=2), tmp_path / "run", progress=False)
+    loaded = po.load(tmp_path / "run" / "model")
+    assert loaded.blind_at_t_max
+    posterior = po.ExactPosterior(loaded, po.operators.Inpainting(torch.zeros(8, 8)), torch.zeros(1, 3, 8, 8), 0.1)
+    assert torch.equal(posterior.mean(0), posterior.mean(1))
+    po.save(loaded, tmp_path / "again")
+    assert po.load(tmp_path / "again").blind_at_t_max
+    train(recipe(photos, tmp_path, steps=2), tmp_path / "seeing", progress=False)
+    assert not po.load(tmp_path / "seeing" / "model").blind_at_t_max

@@ -178,6 +178,9 @@ class NetworkDenoiser(Denoiser):
         sigma_y_range: measurement noise the network was trained for; others give an error from
             :class:`ExactPosterior`. ``None`` allows all.
         clip: means are cut to ``[-clip, clip]``, where the data lie and so their means; training is not.
+        blind_at_t_max: at the schedule's largest noise the network is shown 0 in place of ``x_t``, as it was in training.
+            ``x_t`` says next to nothing there, and a network has to learn to ignore it; shown none, its answer is
+            ``E[x_0 | y]``, the same for every ``x_t``.
 
     Raises:
         ValueError: on an unknown preconditioning.
@@ -194,6 +197,7 @@ class NetworkDenoiser(Denoiser):
         c_noise: Callable[[Tensor], Tensor] | None = None,
         sigma_y_range: tuple[float, float] | None = None,
         clip: float | None = None,
+        blind_at_t_max: bool = False,
     ) -> None:
         super().__init__()
         if preconditioning not in ("spectral", "scalar", "paper", "palette"):
@@ -208,6 +212,9 @@ class NetworkDenoiser(Denoiser):
         self.c_noise = c_noise or NoiseLabel()
         self.sigma_y_range = sigma_y_range
         self.clip = clip
+        self.blind_at_t_max = blind_at_t_max
+        # a hair less: times come by way of q and back
+        self._largest = (1 - 1e-6) * float(schedule.ratio(torch.tensor(schedule.t_max, dtype=torch.float64)))
 
     def prepare(
         self,
@@ -222,6 +229,8 @@ class NetworkDenoiser(Denoiser):
         time = torch.as_tensor(t, dtype=torch.float64, device=x_t.device).reshape(-1)  # of all, or of each
         alpha, sigma = self.schedule.alpha(time), self.schedule.sigma(time)
         q = sigma / alpha
+        if self.blind_at_t_max:
+            x_t = x_t * per_sample(q < self._largest, x_t)
         scales = {"alpha_t": alpha, "sigma_t": sigma, "sigma_y": sigma_y}
         c, s = self.scaling, self.scaling.data_std
         variance = noise_variance(A, x_t, **scales)

@@ -27,6 +27,7 @@ def card_of(recipe: Recipe, step: int, denoiser: NetworkDenoiser | None = None) 
         "name": recipe.name,
         "preconditioning": recipe.preconditioning,
         "sigma_y_range": list(recipe.tasks.sigma_y),
+        "blind_at_t_max": recipe.blind_at_t_max,
         "value_range": [-1, 1],
         "tasks": recipe.tasks.shares,
         "training_data": recipe.training_data,
@@ -86,6 +87,7 @@ def _from_base(recipe: Recipe) -> NetworkDenoiser:
         raise RecipeError(f"base: {error}") from None
     denoiser.preconditioning = recipe.preconditioning
     denoiser.sigma_y_range = recipe.tasks.sigma_y
+    denoiser.blind_at_t_max = recipe.blind_at_t_max
     return denoiser.train()
 
 
