@@ -38,6 +38,7 @@ FLOORS = {
     "exponential": 2,
     "grids": 2,
     "rescheduled": 2,
+    "width": 2,
     "sample": 2,
     "noise": 2,
     "noise_level": 2,

@@ -178,7 +178,7 @@ class NetworkDenoiser(Denoiser):
         sigma_y_range: measurement noise the network was trained for; others give an error from
             :class:`ExactPosterior`. ``None`` allows all.
         clip: means are cut to ``[-clip, clip]``, where the data lie and so their means; training is not.
-        blind_at_t_max: at the schedule's largest noise the network is shown 0 in place of ``x_t``, as it was in training.
+        blind_at_t_max: at the schedule's largest noise the network is shown 0 in place of ``x_t``, as in its training.
             ``x_t`` says next to nothing there, and a network has to learn to ignore it; shown none, its answer is
             ``E[x_0 | y]``, the same for every ``x_t``.
 

@@ -4,9 +4,11 @@ A posterior has nothing to decide at the highest noise: the first evaluation, th
 and the next may be at ``q = start``, a few standard deviations ``s`` of the data: a warm start from the 1-NFE mean.
 From there ``q^(1/rho)`` falls in equal steps to ``stop``, the last evaluation before noise 0. With ``n`` evaluations
 
-    start = 5 n s/8,      stop = s/100 max((8/n)^5, 8/n), at most s/5,      rho = 15:
+    start = 5 n/8 max(s, w/2),      stop = s/100 max((8/n)^5, 8/n), at most s/5,      rho = 15:
 
-the fewer there are, the smaller the range they can cover. docs/sampler.md has the measurements behind these numbers.
+the fewer there are, the smaller the range they can cover. ``w`` is the posterior's standard deviation in its widest
+direction (:mod:`posteriori.width`), which a large hole in a photo makes far larger than ``s``. docs/sampler.md has the
+measurements behind these numbers.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ def time_grid(
     grid: Grid | Tensor = "posterior",
     data_std: float = 0.5,
     *,
+    width: float = 0.0,
     start: float | None = None,
     stop: float | None = None,
     rho: float | None = None,
@@ -43,6 +46,7 @@ def time_grid(
         grid: ``"posterior"`` (module's head), a spacing of :meth:`Schedule.grid`, or the ``steps + 1`` times
             themselves, the last of them 0.
         data_std: root mean square of the data.
+        width: standard deviation of the posterior in its widest direction, 0 where it is not known.
         start, stop: noise ``q = sigma_t/alpha_t`` of the second and of the last evaluation of ``"posterior"``, where
             they are to differ from the module's head.
         rho: exponent of ``"posterior"`` (15) and ``"karras"`` (7).
@@ -67,7 +71,7 @@ def time_grid(
     if steps < 1:
         raise ValueError(f"a time grid needs at least 1 step, got {steps}: ask for more evaluations")
     high, low = (float(q) for q in schedule.ratio(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)))
-    first = min(max(0.625 * steps * data_std, 4 * low), high / 2) if start is None else start
+    first = min(max(0.625 * steps * max(data_std, width / 2), 4 * low), high / 2) if start is None else start
     scarce = 8 / steps
     last = min(max(min(0.01 * max(scarce**5, scarce), 0.2) * data_std, low), first) if stop is None else stop
     if not 0 < last <= first < high or (steps > 2 and last == first):

@@ -37,6 +37,7 @@ from posteriori.solvers import (
     steps_for,
     stochastic,
 )
+from posteriori.width import posterior_width
 
 __all__ = [
     "Grid", "Mean", "Noise", "Solver", "State", "Trajectory", "Transition", "ddim", "dpmpp", "euler",
@@ -140,7 +141,12 @@ def sample(
     s = posterior.denoiser.data_std
     if grid is None:
         grid = "posterior" if solver == "exponential" else "karras"
-    times = time_grid(posterior.schedule, steps_for(solver, nfe), grid, s, start=start, stop=stop, rho=rho)
+    width = (
+        posterior_width(posterior)
+        if isinstance(grid, str) and grid == "posterior" and start is None and nfe > 1
+        else 0.0
+    )
+    times = time_grid(posterior.schedule, steps_for(solver, nfe), grid, s, width=width, start=start, stop=stop, rho=rho)
     tied = posterior.A.samples(len(posterior.shape)) is not None
     at_once = 1 if tied else max(1, min(n, batch_size // batch))
     parts = []
