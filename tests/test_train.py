@@ -23,7 +23,7 @@ from torch import Tensor
 import posteriori as po
 from posteriori.checkpoint import build_denoiser
 from posteriori.data import Augmentation, Photos, PhotoSource
-from posteriori.objective import eps_loss
+from posteriori.objective import NoiseLevels, eps_loss
 from posteriori.operators.checking import report
 from posteriori.tasks import TaskMixture, box_mask, free_form_mask, random_mask
 from posteriori.train import CropSize, Recipe, RecipeError, card_of, draw_problems, load_recipe, train
@@ -471,12 +471,27 @@ def test_init_starts_from_the_weights_of_a_model(photos: Path, tmp_path: Path) -
 
 def test_blindness_is_trained_and_kept(photos: Path, tmp_path: Path) -> None:
     """A network trained without ``x_t`` at the largest noise would be shown it after loading, or the reverse."""
-    train(recipe(photos, tmp_path, blind_at_t_max=True, steps=2), tmp_path / "run", progress=False)
+    noise = {"top_share": 0.5, "blind_share": 0.5}
+    train(recipe(photos, tmp_path, noise=noise, steps=2), tmp_path / "run", progress=False)
     loaded = po.load(tmp_path / "run" / "model")
-    assert loaded.blind_at_t_max
+    assert loaded.blind_mean
     posterior = po.ExactPosterior(loaded, po.operators.Inpainting(torch.zeros(8, 8)), torch.zeros(1, 3, 8, 8), 0.1)
     assert torch.equal(posterior.mean(0), posterior.mean(1))
     po.save(loaded, tmp_path / "again")
-    assert po.load(tmp_path / "again").blind_at_t_max
+    assert po.load(tmp_path / "again").blind_mean
     train(recipe(photos, tmp_path, steps=2), tmp_path / "seeing", progress=False)
-    assert not po.load(tmp_path / "seeing" / "model").blind_at_t_max
+    assert not po.load(tmp_path / "seeing" / "model").blind_mean
+
+
+@pytest.mark.parametrize("schedule", [po.VE(), po.VP(), po.CosineVP(), po.RectifiedFlow()], ids=str)
+def test_share_that_is_blind(schedule: po.Schedule) -> None:
+    """Samples below the largest noise would lose what ``x_t`` says, or none would be blind for rounding."""
+    generator = torch.Generator().manual_seed(0)
+    levels = NoiseLevels(top_share=0.4, blind_share=0.25)
+    t = levels.draw(20_000, schedule, generator)
+    seen = levels.seen(t, schedule, generator)
+    q = schedule.ratio(t)
+    top = q > 0.999 * q.max()
+    assert bool((seen[~top] == 1).all())
+    assert float(1 - seen[top].mean()) == pytest.approx(0.25, abs=0.02)
+    assert bool((NoiseLevels(top_share=1.0).seen(t, schedule, generator) == 1).all())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,8 @@ class Conditioning:
         known: share of a Gaussian prior's variance that ``x_t`` and the measurement remove, over the whole signal,
             shape ``(B,)``; from ``diagonal`` when left out. With tiles it must be that of the whole.
         classes: what a class-conditional network is told of each sample, shape ``(B,)``; its own labels when left out.
+        smooth: the estimate of :mod:`posteriori.smooth` over the data's standard deviation, shape of the signal, for
+            networks that ask for it (``smooth_input``).
     """
 
     linear: Tensor
@@ -29,6 +33,7 @@ class Conditioning:
     sigma_y: Tensor
     known: Tensor = None  # type: ignore[assignment]
     classes: Tensor | None = None
+    smooth: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.known is None:
@@ -41,5 +46,21 @@ class Conditioning:
         return torch.stack([c_noise, *logs], 1).float()
 
     def channels(self) -> Tensor:
-        """``[linear, diagonal]`` along dimension 1."""
-        return torch.cat([self.linear, self.diagonal], 1)
+        """``[linear, diagonal]``, and ``smooth`` where there is one, along dimension 1."""
+        return torch.cat([self.linear, self.diagonal, *([] if self.smooth is None else [self.smooth])], 1)
+
+    def crop(self, area: tuple[Any, ...]) -> Conditioning:
+        """That of a part of the picture; what is said of the whole stays."""
+        smooth = None if self.smooth is None else self.smooth[area]
+        return replace(self, linear=self.linear[area], diagonal=self.diagonal[area], smooth=smooth)
+
+    @staticmethod
+    def join(parts: Sequence[Conditioning]) -> Conditioning:
+        """One batch of several; classes and smooth estimates where all have them."""
+
+        def together(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            return None if any(v is None for v in values) else torch.cat(values)
+
+        joined: dict[str, Any] = {f.name: together(f.name) for f in fields(Conditioning)}
+        return Conditioning(**joined)

@@ -32,6 +32,7 @@ from posteriori.operators.base import LinearOperator, Scalar, SpectralFunction, 
 from posteriori.pivot import estimate_from_measurement, linear_estimate, noise_variance, pivot, sample_generators
 from posteriori.scaling import NoiseLabel, Scaling
 from posteriori.schedule import Schedule
+from posteriori.smooth import smooth_estimate
 
 Preconditioning = Literal["spectral", "scalar", "paper", "palette"]
 
@@ -48,6 +49,7 @@ class Posterior:
         alpha_t, sigma_t: its scales, broadcastable to it.
         linear, pivot: what was solved for on the way, where it was; the next evaluation starts its solves there.
         measured: the measurement in the basis of ``A``, where it has one; the next evaluation takes it from here.
+        smooth: likewise the smooth estimate over ``s``, of a network that asks for it.
     """
 
     mean: Tensor
@@ -57,6 +59,7 @@ class Posterior:
     linear: Tensor | None = None
     pivot: Tensor | None = None
     measured: Measured | None = None
+    smooth: Tensor | None = None
 
     @property
     def noise(self) -> Tensor:
@@ -162,6 +165,7 @@ class Prepared:
     linear: Tensor | None = None
     pivot: Tensor | None = None
     measured: Measured | None = None
+    smooth: Tensor | None = None
 
 
 class NetworkDenoiser(Denoiser):
@@ -178,9 +182,8 @@ class NetworkDenoiser(Denoiser):
         sigma_y_range: measurement noise the network was trained for; others give an error from
             :class:`ExactPosterior`. ``None`` allows all.
         clip: means are cut to ``[-clip, clip]``, where the data lie and so their means; training is not.
-        blind_at_t_max: at the schedule's largest noise the network is shown 0 in place of ``x_t``, as in its training.
-            ``x_t`` says next to nothing there, and a network has to learn to ignore it; shown none, its answer is
-            ``E[x_0 | y]``, the same for every ``x_t``.
+        blind_mean: whether the network was shown 0 in place of ``x_t`` in a share of its training at the largest noise
+            (:class:`posteriori.objective.NoiseLevels`), and is for the posterior mean.
 
     Raises:
         ValueError: on an unknown preconditioning.
@@ -197,7 +200,7 @@ class NetworkDenoiser(Denoiser):
         c_noise: Callable[[Tensor], Tensor] | None = None,
         sigma_y_range: tuple[float, float] | None = None,
         clip: float | None = None,
-        blind_at_t_max: bool = False,
+        blind_mean: bool = False,
     ) -> None:
         super().__init__()
         if preconditioning not in ("spectral", "scalar", "paper", "palette"):
@@ -212,9 +215,8 @@ class NetworkDenoiser(Denoiser):
         self.c_noise = c_noise or NoiseLabel()
         self.sigma_y_range = sigma_y_range
         self.clip = clip
-        self.blind_at_t_max = blind_at_t_max
-        # a hair less: times come by way of q and back
-        self._largest = (1 - 1e-6) * float(schedule.ratio(torch.tensor(schedule.t_max, dtype=torch.float64)))
+        self.blind_mean = blind_mean
+        self.smooth_input = bool(getattr(backbone, "smooth_input", False))  # of the network, whatever wraps it later
 
     def prepare(
         self,
@@ -229,8 +231,6 @@ class NetworkDenoiser(Denoiser):
         time = torch.as_tensor(t, dtype=torch.float64, device=x_t.device).reshape(-1)  # of all, or of each
         alpha, sigma = self.schedule.alpha(time), self.schedule.sigma(time)
         q = sigma / alpha
-        if self.blind_at_t_max:
-            x_t = x_t * per_sample(q < self._largest, x_t)
         scales = {"alpha_t": alpha, "sigma_t": sigma, "sigma_y": sigma_y}
         c, s = self.scaling, self.scaling.data_std
         variance = noise_variance(A, x_t, **scales)
@@ -289,9 +289,12 @@ class NetworkDenoiser(Denoiser):
                 inputs, skip = c.input(q_b) * centre, c.skip(q_b) * centre
         s_y = per_sample(sigma_y, x_t).reshape(-1).expand(x_t.shape[0])
         uncertain = (diagonal.sqrt() / s).expand(x_t.shape)
-        conditioning = Conditioning(linear / s, uncertain, s_y, 1 - left / s**2)
+        smooth = previous.smooth if previous else None
+        if self.smooth_input and smooth is None:
+            smooth = smooth_estimate(y, A, x_t.shape, sigma_y=sigma_y, prior_std=s) / s
+        conditioning = Conditioning(linear / s, uncertain, s_y, 1 - left / s**2, smooth=smooth)
         c_noise = self.c_noise(q.expand(x_t.shape[0])).to(x_t.dtype)
-        return Prepared(skip, inputs, c_noise, conditioning, out, left, linear, mu, measured)
+        return Prepared(skip, inputs, c_noise, conditioning, out, left, linear, mu, measured, smooth)
 
     def forward(
         self,
@@ -306,7 +309,7 @@ class NetworkDenoiser(Denoiser):
         prediction = self.backbone(p.inputs, p.c_noise, p.conditioning).to(x_t.dtype)
         mean = p.skip + p.out(prediction)
         mean = mean if self.clip is None else mean.clamp(-self.clip, self.clip)
-        return Posterior(mean, x_t, *self.scales(x_t, t), p.linear, p.pivot, p.measured)
+        return Posterior(mean, x_t, *self.scales(x_t, t), p.linear, p.pivot, p.measured, p.smooth)
 
 
 class ExactPosterior:
@@ -371,15 +374,16 @@ class ExactPosterior:
 
         Args:
             seed: of the noise that stands for ``x_t``, of which the answer is all but independent; one number, or one
-                per measurement.
+                per measurement. A network that was trained to do without sees none (``blind_mean``).
 
         Raises:
             ValueError: on as many seeds as do not fit.
         """
         t = self.schedule.t_max
-        sigma = self.schedule.sigma(torch.tensor(t, dtype=torch.float64))
         rows = [torch.randn(self.shape[1:], generator=g) for g in sample_generators(seed, self.shape[0])]
-        return self.denoise(torch.stack(rows).to(self.y) * float(sigma), t).mean
+        blind = getattr(self.denoiser, "blind_mean", False)
+        sigma = 0.0 if blind else float(self.schedule.sigma(torch.tensor(t, dtype=torch.float64)))
+        return self.denoise(torch.stack(rows).to(self.y) * sigma, t).mean
 
     def expand(self, n: int) -> ExactPosterior:
         """The same problem ``n`` times in one batch, sample-major: entry ``k * B + b`` is copy ``k`` of sample ``b``.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from posteriori.denoise import Conditioning, NetworkDenoiser, Prepared
-from posteriori.operators.base import LinearOperator
+from posteriori.operators.base import LinearOperator, per_sample
 from posteriori.pivot import measure
 from posteriori.schedule import Schedule
 
@@ -61,6 +61,8 @@ class NoiseLevels:
         mean, std: of ``log q`` (EDM: -1.2, 1.2), or of ``logit t``.
         high_share: share of samples drawn log-uniformly in ``q`` from ``[high_low, q_max]``.
         top_share: share of samples at the schedule's largest noise exactly, where one evaluation is E[x_0 | y].
+        blind_share: share of those at the largest noise that are shown 0 in place of ``x_t``, which says next to
+            nothing there: the posterior mean is then learned without noise to be ignored.
         high_low: lower end of the high noise.
     """
 
@@ -69,6 +71,7 @@ class NoiseLevels:
     std: float = 1.4
     high_share: float = 0.2
     top_share: float = 0.1
+    blind_share: float = 0.0
     high_low: float = 1.0
 
     def draw(self, n: int, schedule: Schedule, generator: torch.Generator | None = None) -> Tensor:
@@ -87,6 +90,14 @@ class NoiseLevels:
         q = torch.where(pick < self.high_share + self.top_share, uniform, q)
         q = torch.where(pick < self.top_share, torch.full_like(q, high), q)
         return schedule.time(q.clamp(low, high)).clamp(schedule.t_min, schedule.t_max)
+
+    def seen(self, t: Tensor, schedule: Schedule, generator: torch.Generator | None = None) -> Tensor:
+        """1 for the samples that are shown their ``x_t``, 0 for the others, as ``t``."""
+        if not self.blind_share:
+            return torch.ones_like(t)
+        pick = torch.rand(len(t), generator=generator, dtype=torch.float64).to(t.device)
+        q, high = schedule.ratio(t), float(schedule.ratio(torch.tensor(schedule.t_max, dtype=torch.float64)))
+        return 1 - ((pick < self.blind_share) & (q > (1 - 1e-6) * high)).to(t)
 
 
 class LossScale(nn.Module):
@@ -152,17 +163,13 @@ def eps_loss(
             t = levels.draw(p.x_0.shape[0], denoiser.schedule, generator).to(p.x_0.device)
             alpha, sigma = denoiser.scales(p.x_0, t)
             x_t = alpha * p.x_0 + sigma * torch.randn_like(p.x_0)
+            x_t = x_t * per_sample(levels.seen(t, denoiser.schedule, generator), x_t)
             y = measure(p.A, p.x_0, p.sigma_y)
             prepared.append(denoiser.prepare(x_t, t, p.A, y, p.sigma_y))
             own = denoiser.scaling.out(denoiser.schedule.ratio(t)).square().to(p.x_0.dtype)
             expected.append(prepared[-1].variance if weight == "expected" else own)
-    conditioning = Conditioning(
-        torch.cat([p.conditioning.linear for p in prepared]),
-        torch.cat([p.conditioning.diagonal for p in prepared]),
-        torch.cat([p.conditioning.sigma_y for p in prepared]),
-        torch.cat([p.conditioning.known for p in prepared]),
-        torch.cat(classes) if classes else None,
-    )
+    conditioning = Conditioning.join([p.conditioning for p in prepared])
+    conditioning = replace(conditioning, classes=torch.cat(classes) if classes else None)
     c_noise = torch.cat([p.c_noise for p in prepared])
     prediction = denoiser.backbone(torch.cat([p.inputs for p in prepared]), c_noise, conditioning).float()
     losses = []

@@ -60,7 +60,6 @@ class Recipe:
             what ``trainable`` finds. 0: none.
         schedule, scaling, preconditioning: see :class:`posteriori.NetworkDenoiser`; with ``base`` the model's own
             schedule and scaling are kept.
-        blind_at_t_max: show the network no ``x_t`` at the schedule's largest noise, see the same.
 
         tasks: operators and measurement noise.
         noise: distribution of the diffusion noise.
@@ -106,7 +105,6 @@ class Recipe:
     schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "VE", "sigma_min": 0.002, "sigma_max": 80.0})
     scaling: dict[str, Any] = field(default_factory=lambda: {"kind": "edm", "data_std": 0.5})
     preconditioning: Preconditioning = "spectral"
-    blind_at_t_max: bool = False
     tasks: TaskMixture = field(default_factory=TaskMixture)
     noise: NoiseLevels = field(default_factory=NoiseLevels)
     weight: Weight = "expected"

@@ -17,7 +17,7 @@ Overlaps are computed twice and more, so tiles are as large as memory allows: a 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,6 @@ class TiledBackbone(nn.Module):
         for row in rows:
             for column in columns:
                 area = (..., slice(row.start, row.stop), slice(column.start, column.stop))
-                part = replace(conditioning, linear=conditioning.linear[area], diagonal=conditioning.diagonal[area])
                 weight = (row.weight[:, None] * column.weight).to(inputs)
-                result[area] += weight * self.backbone(inputs[area], c_noise, part)
+                result[area] += weight * self.backbone(inputs[area], c_noise, conditioning.crop(area))
         return result

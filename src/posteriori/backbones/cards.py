@@ -48,7 +48,7 @@ def build_denoiser(card: dict[str, Any], network: nn.Module | None = None) -> Ne
         _label(card["c_noise"], schedule) if "c_noise" in card else None,
         None if levels is None else (float(levels[0]), float(levels[1])),
         None if clip is None else float(clip),
-        bool(card.get("blind_at_t_max", False)),
+        bool(card.get("blind_mean", False)),
     )
 
 
@@ -83,7 +83,7 @@ def describe(denoiser: NetworkDenoiser, network: dict[str, Any] | None = None) -
         "sigma_y_range": None if levels is None else list(levels),
         **({} if label == NoiseLabel() else {"c_noise": {**label.config(), **other}}),
         **({} if denoiser.clip is None else {"clip": denoiser.clip}),
-        **({"blind_at_t_max": True} if denoiser.blind_at_t_max else {}),
+        **({"blind_mean": True} if denoiser.blind_mean else {}),
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,9 +83,10 @@ class PhotoNet(nn.Module):
         channels: width at 1/2, 1/4, 1/8, ... of the resolution.
         blocks: residual blocks at every level, on the way down and again on the way up.
         embedding: width of the embedding of the noise levels and of how much is known.
+        smooth_input: show the network the estimate of :mod:`posteriori.smooth` too.
 
     Shape:
-        ``inputs`` and both parts of the conditioning ``(B, image_channels, H, W)``, ``c_noise`` ``(B,)``; the output is
+        ``inputs`` and all parts of the conditioning ``(B, image_channels, H, W)``, ``c_noise`` ``(B,)``; the output is
         like ``inputs``. Sides that are not multiples of ``stride`` are padded by replication and cropped again.
     """
 
@@ -101,6 +103,7 @@ class PhotoNet(nn.Module):
         channels: Sequence[int] = (64, 96, 128, 160),
         blocks: Sequence[int] = (2, 2, 2, 2),
         embedding: int = 256,
+        smooth_input: bool = False,
     ) -> None:
         super().__init__()
         if len(channels) != len(blocks) or not channels:
@@ -110,11 +113,13 @@ class PhotoNet(nn.Module):
             "channels": list(channels),
             "blocks": list(blocks),
             "embedding": embedding,
+            **({"smooth_input": True} if smooth_input else {}),
         }
+        self.smooth_input = smooth_input
         self.widths = tuple(channels)
         self.register_buffer("frequencies", torch.exp(torch.linspace(math.log(0.25), math.log(16.0), 16)))
         self.embed = nn.Sequential(nn.Linear(96, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
-        self.stem = nn.Conv2d(3 * image_channels * 4, channels[0], 3, padding=1)
+        self.stem = nn.Conv2d((4 if smooth_input else 3) * image_channels * 4, channels[0], 3, padding=1)
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
         self.shrink = nn.ModuleList()
@@ -135,6 +140,16 @@ class PhotoNet(nn.Module):
         self.readout_modulation = _Modulation(channels[0], embedding)
         self.readout = nn.Conv2d(channels[0], image_channels * 4, 1)
         _zero(self.readout)
+
+    def widened(self) -> PhotoNet:
+        """This network with ``smooth_input``, its new inputs at zero weight: the same function until it is trained."""
+        config: dict[str, Any] = {**self.config, "smooth_input": True}
+        wide = PhotoNet(**config)
+        state = self.state_dict()
+        weight = torch.zeros_like(wide.stem.weight)
+        weight[:, : self.stem.in_channels] = state["stem.weight"]
+        wide.load_state_dict({**state, "stem.weight": weight})
+        return wide
 
     @property
     def stride(self) -> int:

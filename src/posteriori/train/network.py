@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from posteriori.backbones.photo import PhotoNet
 from posteriori.backbones.unet import UNetBackbone
 from posteriori.checkpoint import CheckpointError, build_denoiser, load
 from posteriori.denoise import NetworkDenoiser
@@ -27,7 +28,7 @@ def card_of(recipe: Recipe, step: int, denoiser: NetworkDenoiser | None = None) 
         "name": recipe.name,
         "preconditioning": recipe.preconditioning,
         "sigma_y_range": list(recipe.tasks.sigma_y),
-        "blind_at_t_max": recipe.blind_at_t_max,
+        "blind_mean": recipe.noise.blind_share > 0,
         "value_range": [-1, 1],
         "tasks": recipe.tasks.shares,
         "training_data": recipe.training_data,
@@ -72,7 +73,9 @@ def build(recipe: Recipe) -> NetworkDenoiser:
 
 
 def _widened(start: nn.Module, target: nn.Module) -> nn.Module:
-    """An unconditional U-Net, with the inputs for a measurement at zero weight where the target has them."""
+    """The network with the inputs that only the target has, at zero weight."""
+    if isinstance(start, PhotoNet) and isinstance(target, PhotoNet) and target.smooth_input > start.smooth_input:
+        return start.widened()
     if isinstance(start, UNetBackbone) and isinstance(target, UNetBackbone) and target.conditioned > start.conditioned:
         return UNetBackbone.from_pretrained(start.network, sign=start.sign)
     return start
@@ -87,7 +90,7 @@ def _from_base(recipe: Recipe) -> NetworkDenoiser:
         raise RecipeError(f"base: {error}") from None
     denoiser.preconditioning = recipe.preconditioning
     denoiser.sigma_y_range = recipe.tasks.sigma_y
-    denoiser.blind_at_t_max = recipe.blind_at_t_max
+    denoiser.blind_mean = recipe.noise.blind_share > 0
     return denoiser.train()
 
 
