@@ -106,11 +106,10 @@ class _Scales:
         self.diagonal = seen + 4 * smoothness
         self.free = 1 / (1 + seen / (4 * smoothness))
         cost = functional.pad(self.free.square() * seen + smoothness * _steps(self.free), self.pad)
-        inside = functional.pad(self.free.square(), self.pad)
         self.coarse = []
         for level in range(1, self.levels + 1):
-            cost, inside = functional.avg_pool2d(cost, 2), functional.avg_pool2d(inside, 2)
-            self.coarse.append(cost + 4 * smoothness / 4**level * inside + 1e-9 * smoothness)
+            cost = functional.avg_pool2d(cost, 2)
+            self.coarse.append(cost + 4 * smoothness / 4**level)
 
     def __call__(self, r: Tensor) -> Tensor:
         parts = [functional.pad(self.free * r, self.pad)]

@@ -67,7 +67,9 @@ def cost(
 
     def inputs(count: int, size: int) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
         x = torch.randn(count, colours, round(size / block), round(size / block))
-        return x, torch.zeros(count), Conditioning(x, x.abs().clamp(0, 1), torch.full((count,), 0.05))
+        smooth = x if getattr(network, "smooth_input", False) else None
+        told = Conditioning(x, x.abs().clamp(0, 1), torch.full((count,), 0.05), smooth=smooth)
+        return x, torch.zeros(count), told
 
     def evaluate(precise: bool) -> None:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=not precise):
