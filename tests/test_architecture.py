@@ -38,6 +38,7 @@ FLOORS = {
     "exponential": 2,
     "grids": 2,
     "rescheduled": 2,
+    "posterior": 2,
     "smooth": 2,
     "width": 2,
     "sample": 2,

@@ -12,7 +12,7 @@ from scipy import integrate
 from torch import Tensor
 
 import posteriori as po
-from posteriori.denoise import Denoiser, ExactPosterior, Posterior
+from posteriori.denoise import Denoiser, Posterior
 from posteriori.exponential import _integrals, exponential
 from posteriori.operators import (
     Blur,
@@ -27,6 +27,7 @@ from posteriori.operators import (
 )
 from posteriori.operators.base import Scalar
 from posteriori.pivot import linear_estimate
+from posteriori.posterior import ExactPosterior
 from posteriori.priors import GaussianMixture
 from posteriori.schedule import VE, VP, CosineVP, RectifiedFlow, Schedule
 from posteriori.solvers import State, Transition, euler

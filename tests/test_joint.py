@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import posteriori as po
-from posteriori.denoise import ExactPosterior, NetworkDenoiser
+from posteriori.denoise import NetworkDenoiser
 from posteriori.joint import can_share, linear_and_pivots
 from posteriori.operators import (
     MRI,
@@ -26,6 +26,7 @@ from posteriori.operators import (
 )
 from posteriori.operators.base import SpectralOperator
 from posteriori.pivot import linear_estimate, measure, noise_variance, pivot
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import sample
 from posteriori.schedule import VE
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import METHODS
 from posteriori.operators import Downsampling, Inpainting
 from posteriori.pivot import sample_generator, sample_generators
+from posteriori.posterior import ExactPosterior
 from posteriori.priors import Gaussian
 
 SHAPE = (1, 4, 4)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from posteriori.denoise import Denoiser, ExactPosterior, NetworkDenoiser, Posterior
+from posteriori.denoise import Denoiser, NetworkDenoiser, Posterior
 from posteriori.images import Photo
 from posteriori.methods import METHODS, MethodError
 from posteriori.methods.base import Problem, ddpm_grid
@@ -33,6 +33,7 @@ from posteriori.operators import (
 )
 from posteriori.operators.base import Scalar
 from posteriori.pivot import sample_generator
+from posteriori.posterior import ExactPosterior
 from posteriori.priors import Gaussian, GaussianMixture
 from posteriori.problems import InputError, TaskOptions, build_problem
 from posteriori.restore import RestoreOptions, load_model, restore

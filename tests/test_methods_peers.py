@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posteriori.denoise import ExactPosterior
 from posteriori.methods import METHODS
 from posteriori.methods.base import Problem
 from posteriori.methods.ddrm import spectral_transition
 from posteriori.operators import Inpainting, Nothing
+from posteriori.posterior import ExactPosterior
 from posteriori.priors import Gaussian, GaussianMixture
 from posteriori.sample import State
 

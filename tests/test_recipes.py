@@ -16,10 +16,10 @@ import posteriori as po
 from posteriori.backbones.cards import build_denoiser
 from posteriori.checkpoint import load
 from posteriori.data import Augmentation, Photos, PhotoSource
-from posteriori.denoise import ExactPosterior
 from posteriori.metrics import residual
 from posteriori.operators import Identity, Nothing
 from posteriori.pivot import measure
+from posteriori.posterior import ExactPosterior
 from posteriori.recipe import CropSize, Recipe, load_recipe, read_recipe
 from posteriori.sample import sample
 from posteriori.train import card_of, draw_problems, train

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 import posteriori as po
-from posteriori.denoise import Denoiser, ExactPosterior, Posterior
+from posteriori.denoise import Denoiser, Posterior
 from posteriori.operators import Inpainting, LinearOperator, Matrix, Nothing
 from posteriori.operators.base import Scalar
+from posteriori.posterior import ExactPosterior
 from posteriori.priors import Gaussian, GaussianMixture
 from posteriori.sample import Solver, State, ddim, evaluations_for, steps_for
 from posteriori.schedule import VE, VP, CosineVP, RectifiedFlow, Schedule

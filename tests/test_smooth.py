@@ -157,3 +157,26 @@ def test_tiles_see_it() -> None:
     label = torch.full((1,), 0.3, dtype=F64)
     tiled = TiledBackbone(net, core=32, halo=net.receptive_radius, blend=4)
     torch.testing.assert_close(tiled(x, label, told), net(x, label, told), rtol=0, atol=1e-6)
+
+
+def test_it_is_solved_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sample of a measurement, and every call, would solve for the same estimate again."""
+    calls: list[int] = []
+
+    def counted(y: Tensor, *args: object, **options: object) -> Tensor:
+        calls.append(len(y))
+        return smooth_estimate(y, *args, **options)  # type: ignore[arg-type]
+
+    for module in ("denoise", "posterior"):
+        monkeypatch.setattr(f"posteriori.{module}.smooth_estimate", counted)
+    denoiser = NetworkDenoiser(network(), po.VE(), Scaling("edm", 0.6))
+    A, y = Inpainting(hole()), randn(*SHAPE, seed=1) * hole()
+    posterior = po.ExactPosterior(denoiser, A, y, 0.1)
+    posterior.mean()
+    samples = po.sample(posterior, n=3, nfe=3, seed=0)
+    posterior.denoise_at(randn(*SHAPE), 0.5, 0.5)
+    assert calls == [2]
+    # with the estimate handed on, copies see their own measurement's
+    alone = po.sample(po.ExactPosterior(denoiser, A, y[1:], 0.1), n=1, nfe=3, seed=[0])
+    torch.testing.assert_close(po.sample(posterior, n=1, nfe=3, seed=[5, 0])[0, 1], alone[0, 0], rtol=0, atol=1e-5)
+    assert samples.shape == (3, *SHAPE)

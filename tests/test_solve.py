@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from posteriori.denoise import ExactPosterior
 from posteriori.operators import Callable, Matrix, PaddedConvolution, Radon, Weighting, motion_kernel
 from posteriori.pivot import measure, pivot
+from posteriori.posterior import ExactPosterior
 from posteriori.priors import Gaussian, dense_matrix
 from posteriori.sample import sample
 from posteriori.solve import conjugate_gradients

@@ -14,10 +14,10 @@ from torch import Tensor
 from posteriori import tiling
 from posteriori.backbones.photo import PhotoNet
 from posteriori.conditioning import Conditioning
-from posteriori.denoise import ExactPosterior
 from posteriori.images import Photo
 from posteriori.memory import free_memory, keep_freed_memory
 from posteriori.operators.profiling import peak_memory
+from posteriori.posterior import ExactPosterior
 from posteriori.precision import ReducedPrecision, choose_precision, cpu_has_bfloat16
 from posteriori.problems import TaskOptions, build_problem
 from posteriori.restore import RestoreOptions, load_model, restore, write

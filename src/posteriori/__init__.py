@@ -22,10 +22,11 @@ from posteriori._version import __version__
 if TYPE_CHECKING:
     from posteriori import adapters, backbones, noise, operators, priors
     from posteriori.checkpoint import load, save
-    from posteriori.denoise import Denoiser, ExactPosterior, NetworkDenoiser, Posterior
+    from posteriori.denoise import Denoiser, NetworkDenoiser, Posterior
     from posteriori.images import read_image, write_image
     from posteriori.noise_level import estimate_sigma_y
     from posteriori.pivot import linear_estimate, measure, pivot, sample_pivot
+    from posteriori.posterior import ExactPosterior
     from posteriori.sample import sample
     from posteriori.schedule import VE, VP, CosineVP, DiscreteVP, RectifiedFlow, Schedule
 
@@ -74,7 +75,7 @@ _HOME = {
     "pivot": "pivot",
     "sample_pivot": "pivot",
     "Denoiser": "denoise",
-    "ExactPosterior": "denoise",
+    "ExactPosterior": "posterior",
     "NetworkDenoiser": "denoise",
     "Posterior": "denoise",
     "sample": "sample",

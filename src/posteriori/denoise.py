@@ -19,7 +19,7 @@ under the prior ``N(0, v I)``, which is ``c_skip(q) u`` when ``A = 0``. In every
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from posteriori.conditioning import Conditioning
 from posteriori.joint import Measured, can_share, linear_and_pivots
 from posteriori.operators.base import LinearOperator, Scalar, SpectralFunction, per_sample
-from posteriori.pivot import estimate_from_measurement, linear_estimate, noise_variance, pivot, sample_generators
+from posteriori.pivot import estimate_from_measurement, linear_estimate, noise_variance, pivot
 from posteriori.scaling import NoiseLabel, Scaling
 from posteriori.schedule import Schedule
 from posteriori.smooth import smooth_estimate
 
 Preconditioning = Literal["spectral", "scalar", "paper", "palette"]
 
-__all__ = ["Conditioning", "Denoiser", "ExactPosterior", "NetworkDenoiser", "Posterior", "Scaling"]
+__all__ = ["Conditioning", "Denoiser", "NetworkDenoiser", "Posterior", "Scaling"]
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class NetworkDenoiser(Denoiser):
         c_noise: noise label of the network as a function of ``q`` (float64 in, any shape): by default
             ``log(q)/4``, EDM's.
         sigma_y_range: measurement noise the network was trained for; others give an error from
-            :class:`ExactPosterior`. ``None`` allows all.
+            :class:`posteriori.posterior.ExactPosterior`. ``None`` allows all.
         clip: means are cut to ``[-clip, clip]``, where the data lie and so their means; training is not.
         blind_mean: whether the network was shown 0 in place of ``x_t`` in a share of its training at the largest noise
             (:class:`posteriori.objective.NoiseLevels`), and is for the posterior mean.
@@ -310,90 +310,3 @@ class NetworkDenoiser(Denoiser):
         mean = p.skip + p.out(prediction)
         mean = mean if self.clip is None else mean.clamp(-self.clip, self.clip)
         return Posterior(mean, x_t, *self.scales(x_t, t), p.linear, p.pivot, p.measured, p.smooth)
-
-
-class ExactPosterior:
-    """``p(x_0 | y)`` of a linear inverse problem, through the exact posterior score.
-
-    Args:
-        denoiser: an exact prior or a trained network.
-        A: the operator.
-        y: measurements ``(B, *measurement)``.
-        sigma_y: standard deviation of their noise, in the units of the signal (images in [-1, 1]); one number or one
-            per sample ``(B,)``. 0 is allowed where ``A`` has a stable pseudo-inverse.
-
-    Raises:
-        ValueError: when ``y`` or ``sigma_y`` is not finite, or ``sigma_y`` is negative or outside the range the network
-            was trained for.
-    """
-
-    def __init__(self, denoiser: Denoiser, A: LinearOperator, y: Tensor, sigma_y: Scalar) -> None:
-        if not bool(torch.isfinite(y).all()):
-            raise ValueError("the measurement holds NaN or infinite values: mask those entries out instead")
-        s = torch.as_tensor(sigma_y, dtype=torch.float64)
-        if not bool(torch.isfinite(s).all()) or bool((s < 0).any()):
-            raise ValueError("sigma_y must be finite and not negative")
-        if s.numel() not in (1, y.shape[0]):
-            raise ValueError(f"{s.numel()} values of sigma_y do not fit a batch of {y.shape[0]} measurements")
-        allowed = getattr(denoiser, "sigma_y_range", None)
-        if allowed and bool(((s > 0) & (s < allowed[0] * 0.999) | (s > allowed[1] * 1.001)).any()):
-            raise ValueError(
-                f"this model was trained for sigma_y in [{allowed[0]:g}, {allowed[1]:g}] (images in [-1, 1]), "
-                f"got {float(s.max()):g}: use another model, or the nearest value it knows"
-            )
-        self.denoiser, self.A, self.y = denoiser, A, y
-        # one shape for the values of every sample, whichever of those that per_sample takes was given
-        self.sigma_y = sigma_y.reshape(-1) if isinstance(sigma_y, Tensor) and sigma_y.numel() > 1 else sigma_y
-        self.shape = (y.shape[0], *A.signal_shape(y.shape[1:]))
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.denoiser.schedule
-
-    def denoise(self, x_t: Tensor, t: Scalar, previous: Posterior | None = None) -> Posterior:
-        """``p(x_0 | x_t, y)``: one evaluation of the network.
-
-        Args:
-            x_t: ``(B, *signal)``.
-            t: time.
-            previous: the answer at a nearby ``(x_t, t)``; where ``A`` solves iteratively it saves iterations.
-        """
-        return self.denoiser(x_t, t, self.A, self.y, self.sigma_y, previous=previous)
-
-    def denoise_at(self, x: Tensor, alpha: Scalar, sigma: Scalar, previous: Posterior | None = None) -> Posterior:
-        """:meth:`denoise` on any interpolant, see :meth:`Denoiser.denoise_at`."""
-        return self.denoiser.denoise_at(x, alpha, sigma, self.A, self.y, self.sigma_y, previous)
-
-    def score(self, x_t: Tensor, t: Scalar) -> Tensor:
-        """``grad log p(x_t | y)``, exact up to the denoiser's own error."""
-        return self.denoise(x_t, t).score
-
-    @torch.no_grad()
-    def mean(self, seed: int | Sequence[int] = 0) -> Tensor:
-        """``E[x_0 | y]``, the minimum mean squared error estimate, by one evaluation at the largest noise.
-
-        Args:
-            seed: of the noise that stands for ``x_t``, of which the answer is all but independent; one number, or one
-                per measurement. A network that was trained to do without sees none (``blind_mean``).
-
-        Raises:
-            ValueError: on as many seeds as do not fit.
-        """
-        t = self.schedule.t_max
-        rows = [torch.randn(self.shape[1:], generator=g) for g in sample_generators(seed, self.shape[0])]
-        blind = getattr(self.denoiser, "blind_mean", False)
-        sigma = 0.0 if blind else float(self.schedule.sigma(torch.tensor(t, dtype=torch.float64)))
-        return self.denoise(torch.stack(rows).to(self.y) * sigma, t).mean
-
-    def expand(self, n: int) -> ExactPosterior:
-        """The same problem ``n`` times in one batch, sample-major: entry ``k * B + b`` is copy ``k`` of sample ``b``.
-
-        Raises:
-            ValueError: when the operator's own parameters are tied to the batch size.
-        """
-        if self.A.samples(len(self.shape)) is not None:
-            raise ValueError("an operator with one parameter set per sample cannot be expanded")
-        sigma_y = self.sigma_y
-        if isinstance(sigma_y, Tensor) and sigma_y.numel() > 1:
-            sigma_y = sigma_y.repeat(n)
-        return ExactPosterior(self.denoiser, self.A, self.y.repeat(n, *[1] * (self.y.ndim - 1)), sigma_y)

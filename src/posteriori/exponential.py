@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posteriori.denoise import ExactPosterior
 from posteriori.operators.base import SpectralOperator
 from posteriori.pivot import estimate_from_measurement, noise_variance
+from posteriori.posterior import ExactPosterior
 from posteriori.solvers import Mean, Noise, State, Transition
 
 __all__ = ["exponential"]

@@ -27,11 +27,12 @@ from torch import Tensor
 from posteriori import metrics
 from posteriori._version import __version__
 from posteriori.checkpoint import CheckpointError, load, read_card, write_atomically
-from posteriori.denoise import ExactPosterior, NetworkDenoiser
+from posteriori.denoise import NetworkDenoiser
 from posteriori.images import encode_png, to_picture
 from posteriori.methods import MethodError, get_method
 from posteriori.metrics import residual_squares
 from posteriori.operators import LinearOperator
+from posteriori.posterior import ExactPosterior
 from posteriori.precision import PRECISIONS, ReducedPrecision, choose_precision
 from posteriori.problems import InputError, RestorationProblem, TaskOptions
 from posteriori.sheets import contact_sheet, std_map, with_colour_bar

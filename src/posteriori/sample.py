@@ -19,10 +19,11 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from posteriori.denoise import ExactPosterior, Posterior
+from posteriori.denoise import Posterior
 from posteriori.exponential import exponential
 from posteriori.grids import Grid, time_grid
 from posteriori.pivot import sample_generators
+from posteriori.posterior import ExactPosterior
 from posteriori.solvers import (
     Mean,
     Noise,

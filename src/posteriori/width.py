@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from posteriori.denoise import ExactPosterior
 from posteriori.operators.base import SpectralOperator
+from posteriori.posterior import ExactPosterior
 
 __all__ = ["posterior_width"]
 

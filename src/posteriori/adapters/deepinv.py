@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from posteriori.denoise import Denoiser, ExactPosterior
+from posteriori.denoise import Denoiser
 from posteriori.operators import (
     MRI,
     Blur,
@@ -39,6 +39,7 @@ from posteriori.operators import (
 )
 from posteriori.operators.algebra import Permuted
 from posteriori.operators.kronecker import Boundary
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import sample
 
 __all__ = ["from_deepinv", "to_deepinv"]
@@ -237,7 +238,7 @@ def to_deepinv(denoiser: Denoiser, nfe: int | Literal["mean"] = "mean", *, seed:
 
     Raises:
         ValueError: (when called) on noise that is not Gaussian, on a physics that is not linear, and as
-            :class:`~posteriori.denoise.ExactPosterior`.
+            :class:`~posteriori.posterior.ExactPosterior`.
     """
     from deepinv.models import Reconstructor
 

@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from posteriori.backbones.photo import PhotoNet
 from posteriori.bench.common import HalfPrecision, Results, markdown_table, say
 from posteriori.data import Augmentation, Photos, PhotoSource
-from posteriori.denoise import ExactPosterior, NetworkDenoiser, Preconditioning
+from posteriori.denoise import NetworkDenoiser, Preconditioning
 from posteriori.metrics import crps, mse_ratios, psnr, residual
 from posteriori.objective import NoiseLevels, Problem, eps_loss
 from posteriori.operators import Downsampling, Inpainting, LinearOperator, Nothing
 from posteriori.pivot import measure
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import sample
 from posteriori.schedule import VE
 from posteriori.tasks import random_mask

@@ -38,10 +38,11 @@ from posteriori.bench.images_problems import digest, make_problem
 from posteriori.bench.images_recipe import Task, standard_tasks
 from posteriori.bench.runner import Row, Rows, versions
 from posteriori.checkpoint import load
-from posteriori.denoise import Conditioning, ExactPosterior, NetworkDenoiser
+from posteriori.denoise import Conditioning, NetworkDenoiser
 from posteriori.methods.base import METHODS
 from posteriori.operators import Blur, LinearOperator, Nothing, motion_kernel
 from posteriori.pivot import measure
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import Solver, State, euler, evaluations_for, heun, sample, steps_for
 
 __all__ = ["NETWORK", "Contest", "in_turn", "main", "small_model", "unconditional"]

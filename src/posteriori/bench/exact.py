@@ -39,10 +39,10 @@ from posteriori.bench.exact_problems import (
 from posteriori.bench.exact_recipe import FLOOR, Calibration, ExactRecipe, Grid, Told
 from posteriori.bench.patches import fit_name, patch_mixture
 from posteriori.bench.runner import Cell, Meter, Row, read_rows
-from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import METHODS, Estimate
 from posteriori.operators import LinearOperator
 from posteriori.pivot import measure
+from posteriori.posterior import ExactPosterior
 from posteriori.priors import GaussianMixture
 
 __all__ = ["ExactBenchmark", "Problem"]

@@ -28,10 +28,11 @@ from posteriori.bench.images_report import read_paper, report_again, write_repor
 from posteriori.bench.images_scores import LEVELS, absolute_error, feature_scores, pixel_scores
 from posteriori.bench.runner import Cell, Meter, Row, identity
 from posteriori.checkpoint import load, read_card, write_atomically
-from posteriori.denoise import Denoiser, ExactPosterior, NetworkDenoiser
+from posteriori.denoise import Denoiser, NetworkDenoiser
 from posteriori.methods.base import METHODS, Entry
 from posteriori.metrics import coverage
 from posteriori.perceptual import FeatureNetwork, feature_network
+from posteriori.posterior import ExactPosterior
 from posteriori.precision import has_bfloat16
 from posteriori.schedule import VE
 

@@ -31,10 +31,11 @@ from torch import Tensor
 from posteriori.bench.common import Results, markdown_table, say
 from posteriori.bench.photos import TASKS, Problem
 from posteriori.checkpoint import load, read_card, write_atomically
-from posteriori.denoise import ExactPosterior, NetworkDenoiser
+from posteriori.denoise import NetworkDenoiser
 from posteriori.images import encode_png, to_picture
 from posteriori.methods import METHODS
 from posteriori.metrics import psnr, residual
+from posteriori.posterior import ExactPosterior
 from posteriori.sheets import contact_sheet
 
 __all__ = ["EVALUATIONS", "main", "measure", "tune"]

@@ -24,10 +24,10 @@ from torch import Tensor
 from posteriori.bench.common import markdown_table, say
 from posteriori.bench.distances import moment_errors
 from posteriori.checkpoint import write_atomically
-from posteriori.denoise import ExactPosterior
 from posteriori.metrics import sliced_wasserstein
 from posteriori.operators import LinearOperator, Matrix
 from posteriori.pivot import measure
+from posteriori.posterior import ExactPosterior
 from posteriori.priors import GaussianMixture
 from posteriori.sample import Solver, sample
 

@@ -35,8 +35,9 @@ from posteriori.bench.photo_figures import reliability, spectra
 from posteriori.bench.photos import TASKS, Problem
 from posteriori.bench.runner import Cell, Row, Rows, measure_cells
 from posteriori.checkpoint import load, read_card, write_atomically
-from posteriori.denoise import ExactPosterior, NetworkDenoiser
+from posteriori.denoise import NetworkDenoiser
 from posteriori.metrics import coverage
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import sample
 
 __all__ = ["LEVELS", "STD_EDGES", "band_edges", "band_power", "calibration", "jackknife", "main", "pooled", "table"]

@@ -42,9 +42,10 @@ from posteriori.bench.photo_damage import (
     white_noise,
 )
 from posteriori.checkpoint import load, write_atomically
-from posteriori.denoise import ExactPosterior, NetworkDenoiser
+from posteriori.denoise import NetworkDenoiser
 from posteriori.images import encode_png, read_image, to_picture
 from posteriori.operators import Identity
+from posteriori.posterior import ExactPosterior
 from posteriori.problems import TaskOptions
 from posteriori.restore import RestoreOptions, psnr
 from posteriori.sheets import contact_sheet

@@ -28,11 +28,12 @@ from torch.nn import functional
 
 from posteriori.bench.common import HalfPrecision, Results, markdown_table, photo_files, read_photo, say, seed_of
 from posteriori.checkpoint import load, read_card, write_atomically
-from posteriori.denoise import ExactPosterior, NetworkDenoiser
+from posteriori.denoise import NetworkDenoiser
 from posteriori.methods.tv import total_variation
 from posteriori.metrics import crps, mse, psnr, residual_squares
 from posteriori.operators import Blur, Downsampling, GaussianBlur, Inpainting, LinearOperator, motion_kernel
 from posteriori.pivot import estimate_from_measurement, measure
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import sample
 from posteriori.tasks import box_mask, random_mask
 

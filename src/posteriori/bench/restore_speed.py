@@ -35,9 +35,10 @@ from torch import Tensor, nn
 from posteriori.bench.common import Results, markdown_table, say
 from posteriori.checkpoint import write_atomically
 from posteriori.conditioning import Conditioning
-from posteriori.denoise import ExactPosterior, NetworkDenoiser
+from posteriori.denoise import NetworkDenoiser
 from posteriori.images import Photo, write_image
 from posteriori.memory import keep_freed_memory
+from posteriori.posterior import ExactPosterior
 from posteriori.problems import TaskOptions, build_problem
 from posteriori.restore import RestoreOptions, load_model, restore, write
 

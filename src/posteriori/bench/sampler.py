@@ -50,11 +50,11 @@ from posteriori.bench.sampler_variants import (
     pivot_euler,
 )
 from posteriori.checkpoint import load, write_atomically
-from posteriori.denoise import ExactPosterior
 from posteriori.exponential import exponential
 from posteriori.grids import time_grid
 from posteriori.metrics import crps, mse, mse_ratios, residual, sliced_wasserstein
 from posteriori.pivot import sample_generator
+from posteriori.posterior import ExactPosterior
 from posteriori.solvers import State, Transition, ddim, dpmpp, euler, heun, steps_for, stochastic
 
 __all__ = ["ATTEMPTS", "PROBLEMS", "Attempt", "Exact", "carry", "main"]

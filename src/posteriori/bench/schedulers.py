@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from posteriori.bench.common import Results, markdown_table, say
-from posteriori.denoise import ExactPosterior
 from posteriori.operators import Downsampling
 from posteriori.pivot import measure
+from posteriori.posterior import ExactPosterior
 from posteriori.priors import Gaussian
 
 __all__ = ["STOCHASTIC", "distribution", "draw", "errors", "field"]

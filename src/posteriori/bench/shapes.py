@@ -22,9 +22,9 @@ from posteriori import operators
 from posteriori.bench.common import markdown_table, say
 from posteriori.bench.mixture import MEASURES, Floor
 from posteriori.checkpoint import write_atomically
-from posteriori.denoise import ExactPosterior
 from posteriori.operators import LinearOperator
 from posteriori.pivot import measure
+from posteriori.posterior import ExactPosterior
 from posteriori.priors import GaussianMixture
 from posteriori.sample import sample
 

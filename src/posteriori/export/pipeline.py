@@ -17,11 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from posteriori.checkpoint import build_denoiser, describe
-from posteriori.denoise import Denoiser, ExactPosterior, NetworkDenoiser, Posterior
+from posteriori.denoise import Denoiser, NetworkDenoiser, Posterior
 from posteriori.export.schedulers import check_scheduler, prediction, scales
 from posteriori.images import to_picture
 from posteriori.operators.base import LinearOperator, Scalar
 from posteriori.pivot import sample_generator
+from posteriori.posterior import ExactPosterior
 
 __all__ = ["DenoiserModel", "PosteriorOutput", "PosteriorPipeline"]
 

@@ -22,10 +22,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from posteriori.denoise import ExactPosterior
 from posteriori.operators import Nothing
 from posteriori.operators.base import LinearOperator, per_sample
 from posteriori.pivot import sample_generators
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import State, Transition
 from posteriori.schedule import VP, Schedule
 

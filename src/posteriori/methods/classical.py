@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from posteriori.denoise import ExactPosterior, NetworkDenoiser
+from posteriori.denoise import NetworkDenoiser
 from posteriori.methods.base import Advance, Estimate, MethodError, Seed
 from posteriori.methods.tv import total_variation
 from posteriori.pivot import estimate_from_measurement
+from posteriori.posterior import ExactPosterior
 
 # Edge lengths per unit of noise variance: the MAP weight under Laplacian differences of photos in [-1, 1].
 TV_PER_VARIANCE = 6.0

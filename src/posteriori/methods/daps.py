@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 import torch
 
-from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import Advance, Estimate, MethodError, Problem, Seed, draw
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import Mean, Noise, State, Transition, euler
 
 SETTINGS: dict[str, dict[str, Any]] = {"box": {"rate": 5e-5}, "motion": {"rate": 5e-5}}

@@ -19,9 +19,9 @@ for all tasks. Its ``--sigma_y`` is in [0, 1], half of ours. No deviations.
 
 from __future__ import annotations
 
-from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import Advance, Estimate, Seed, ddpm_grid, draw, needs_spectrum
 from posteriori.methods.ddrm import spectral_transition
+from posteriori.posterior import ExactPosterior
 
 
 def ddnm(posterior: ExactPosterior, n: int, nfe: int, seed: Seed, advance: Advance, eta: float = 0.85) -> Estimate:

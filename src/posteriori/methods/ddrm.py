@@ -19,9 +19,9 @@ import math
 import torch
 from torch import Tensor
 
-from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import Advance, Estimate, Problem, Seed, ddpm_grid, draw, needs_spectrum
 from posteriori.operators.base import per_sample
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import Mean, Noise, State, Transition
 
 

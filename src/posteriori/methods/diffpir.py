@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import Advance, Estimate, Problem, Seed, ddpm_grid, draw
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import Mean, Noise, State, Transition, euler
 
 INPAINTING = {"weight": 0.25, "zeta": 1.0}

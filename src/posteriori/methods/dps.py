@@ -20,8 +20,8 @@ from typing import Any
 
 from torch import Tensor
 
-from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import Advance, Estimate, Problem, Seed, ddpm_grid, draw
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import Mean, Noise, State, Transition, ddim
 
 SETTINGS: dict[str, dict[str, Any]] = {"random": {"zeta": 0.5}, "box": {"zeta": 0.5}}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import PIXELS_AT_ONCE, Advance, Estimate, Seed
+from posteriori.posterior import ExactPosterior
 from posteriori.rescheduled import Rescheduled
 from posteriori.sample import sample
 from posteriori.schedule import schedule_from_config

@@ -23,9 +23,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import Advance, Estimate, Problem, Seed, ddpm_grid, draw
 from posteriori.operators.base import per_sample
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import Mean, Noise, State, Transition, ddim
 
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import math
 
-from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import Advance, Estimate, Problem, Seed, ddpm_grid, draw
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import Mean, Noise, State, Transition, ddim
 
 ENTRIES = 3 * 256**2

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from posteriori.denoise import ExactPosterior, NetworkDenoiser
+from posteriori.denoise import NetworkDenoiser
 from posteriori.methods.base import Advance, Estimate, MethodError, Seed
 from posteriori.methods.eps import exact_posterior_score
+from posteriori.posterior import ExactPosterior
 
 
 def palette(posterior: ExactPosterior, n: int, nfe: int, seed: Seed, advance: Advance, **options: Any) -> Estimate:

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import torch
 
-from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import Advance, Estimate, Problem, Seed, ddpm_grid, draw
 from posteriori.methods.classical import linear_answer
 from posteriori.operators.base import per_sample
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import Mean, Noise, State, Transition
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from posteriori.denoise import ExactPosterior
 from posteriori.methods.base import Advance, Estimate, Problem, Seed, draw
 from posteriori.pivot import noise_variance, pivot
+from posteriori.posterior import ExactPosterior
 from posteriori.sample import Mean, Noise, State, Transition, dpmpp
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from posteriori.checkpoint import write_atomically
 from posteriori.data import Photos
-from posteriori.denoise import ExactPosterior, NetworkDenoiser
+from posteriori.denoise import NetworkDenoiser
 from posteriori.images import encode_png, to_picture
 from posteriori.objective import Problem, eps_loss
 from posteriori.operators import Nothing
 from posteriori.pivot import measure
+from posteriori.posterior import ExactPosterior
 from posteriori.recipe import Recipe
 from posteriori.sample import sample
 from posteriori.sheets import contact_sheet
