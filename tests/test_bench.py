@@ -104,6 +104,7 @@ def test_photo_table(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     for task, figures in report["tasks"].items():
         assert figures["photos"] == 2
         assert figures["tv"] > figures["input"]
+        assert figures["smooth"] > figures["linear"]
         mine = [r for r in rows if r["task"] == task]
         mmse = sum(r["mse_mmse"] for r in mine)
         assert figures["ratio_sample"] == pytest.approx(sum(r["mse_sample"] for r in mine) / mmse, abs=1e-3)

@@ -5,8 +5,9 @@ r"""Photos restored in five tasks: quality against classical estimates, and cali
 Tasks: random inpainting (70 % missing), a missing box of half the side, averages of 4x4 blocks, Gaussian blur (sigma 3,
 61 taps, reflected borders), camera shake (61 taps, wrapped borders). Every photo has its own mask, kernel and noise,
 drawn from its name. Columns: the measurement itself (missing pixels grey, small photos enlarged), the linear estimate
-under ``N(0, 0.5^2)``, converged total variation with the weight that is best for the task on other photos, and the
-model: its mean from one evaluation (mmse), one sample, the mean of all samples.
+under ``N(0, 0.5^2)``, that under a prior of smooth pictures (:mod:`posteriori.smooth`), converged total variation with
+the weight that is best for the task on other photos, and the model: its mean from one evaluation (mmse), one sample,
+the mean of all samples.
 
 Rows are kept in the output folder and not measured again; those of total variation outlive any model.
 """
@@ -35,6 +36,7 @@ from posteriori.operators import Blur, Downsampling, GaussianBlur, Inpainting, L
 from posteriori.pivot import estimate_from_measurement, measure
 from posteriori.posterior import ExactPosterior
 from posteriori.sample import sample
+from posteriori.smooth import smooth_estimate
 from posteriori.tasks import box_mask, random_mask
 
 __all__ = ["TASKS", "main", "measure_models", "operator_for", "tune"]
@@ -77,6 +79,10 @@ class Problem:
     def linear(self) -> Tensor:
         """Best linear estimate from ``y`` under the prior ``N(0, 0.5^2)``."""
         return estimate_from_measurement(self.y, self.A, self.x_0.shape, sigma_y=self.sigma_y, prior_std=0.5)
+
+    def smooth(self) -> Tensor:
+        """That under a prior of smooth pictures, see :mod:`posteriori.smooth`."""
+        return smooth_estimate(self.y, self.A, self.x_0.shape, sigma_y=self.sigma_y, prior_std=0.5)
 
 
 def tune(score: Callable[[float], float], first: float, ratio: float = 2.0, refinements: int = 1) -> float:
@@ -176,8 +182,9 @@ def model_row(denoiser: NetworkDenoiser, problem: Problem, samples: int, nfe: in
 
 
 def classical_row(problem: Problem) -> dict[str, Any]:
-    """PSNR of the measurement as it is and of the linear estimate."""
-    return {k: float(psnr(v, problem.x_0)) for k, v in (("input", problem.input()), ("linear", problem.linear()))}
+    """PSNR of the measurement as it is and of linear estimates."""
+    found = {"input": problem.input(), "linear": problem.linear(), "smooth": problem.smooth()}
+    return {k: float(psnr(v, problem.x_0)) for k, v in found.items()}
 
 
 def summarize(rows: Sequence[dict[str, Any]], samples: int) -> dict[str, float]:
@@ -191,7 +198,7 @@ def summarize(rows: Sequence[dict[str, Any]], samples: int) -> dict[str, float]:
         return float(np.mean(v))
 
     result: dict[str, float] = {"photos": len(rows)}
-    for name in ("input", "linear", "tv", "mmse", "sample", "mean_of_samples", "crps"):
+    for name in ("input", "linear", "tv", "smooth", "mmse", "sample", "mean_of_samples", "crps"):
         result |= over(name, average)
     for name in ("seconds_tv", "seconds_mmse", "seconds_sample"):
         result |= over(name, lambda v: float(np.median(v)))
@@ -248,8 +255,8 @@ def measure_models(args: Any) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """The report as a Markdown table."""
     columns = {
-        "input": "input", "linear": "linear", "tv": "TV", "mmse": "mean (1 NFE)", "sample": "sample",
-        "mean_of_samples": "mean of samples", "crps": "CRPS", "residual": "residual",
+        "input": "input", "linear": "linear", "tv": "TV", "smooth": "smooth", "mmse": "mean (1 NFE)",
+        "sample": "sample", "mean_of_samples": "mean of samples", "crps": "CRPS", "residual": "residual",
         "ratio_sample": "MSE sample / mean", "ratio_mean": "MSE mean of samples / mean",
         "seconds_mmse": "s (1 NFE)", "seconds_sample": "s per sample",
     }  # fmt: skip
