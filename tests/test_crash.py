@@ -274,3 +274,21 @@ def test_losses_that_are_not_finite_end_a_run(plan: Recipe, tmp_path: Path) -> N
     with pytest.raises(TrainingError, match=r"loss is not finite.*lower learning_rate"):
         train(broken, run, resume=True, progress=False)
     assert (run / "state.safetensors").read_bytes() == state if state else not (run / "state.safetensors").exists()
+
+
+def test_one_process_trains_in_a_folder(plan: Recipe, tmp_path: Path, uninterrupted: Path) -> None:
+    """Two runs of one command would write over each other's states. The second stops in one line, what the first
+    writes is what it would have been alone, and when it is gone the folder is free."""
+    run = tmp_path / "run"
+    with trained_in_a_child(plan, run, "state") as (child, reader):
+        said = b""
+        while b"writing" not in said:  # and stopped there
+            said += os.read(reader, 1000)
+        before = {p.name: p.read_bytes() for p in run.glob("*") if p.is_file()}
+        with pytest.raises(TrainingError, match=f"another process is training in {run}"):
+            train(plan, run, resume=True, progress=False)
+        assert {p.name: p.read_bytes() for p in run.glob("*") if p.is_file()} == before
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    train(plan, run, resume=True, progress=False)
+    same_end(run, uninterrupted)

@@ -27,7 +27,7 @@ from posteriori.train.batches import batches, by_shape, open_photos
 from posteriori.train.monitor import Monitor, drop_lines_after
 from posteriori.train.network import build, card_of, channels_of, choose_trained, merged
 from posteriori.train.sheet import Sheets
-from posteriori.train.state import Average, RunState, TrainingError, cannot_write, whole
+from posteriori.train.state import Average, RunState, TrainingError, alone_in, cannot_write, whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,9 +63,11 @@ def train(
         RecipeError: when the network cannot be built, the folder holds a run and ``resume`` is not set, or it holds
             the run of another recipe.
         DataError: when images are missing, or too many cannot be read.
-        TrainingError: when the loss is not finite, or the folder cannot be written; the last state is kept.
+        TrainingError: when the loss is not finite, the folder cannot be written, or another process trains in it; the
+            last state is kept.
     """
-    return _Run(recipe, Path(folder), resume, progress, on_step).finish()
+    with alone_in(Path(folder)):
+        return _Run(recipe, Path(folder), resume, progress, on_step).finish()
 
 
 class _Run:
@@ -84,10 +86,6 @@ class _Run:
         held = (folder / "state.safetensors").exists()
         if held and not resume:
             raise RecipeError(f"{folder} already holds a run: add --resume to continue it, or choose another folder")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error, 0) from None
         self.accelerator = accelerator = _accelerator(recipe, folder)
         processes, rank = accelerator.num_processes, accelerator.process_index
         if recipe.microbatches % processes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from posteriori.recipe import RecipeError
 
-__all__ = ["Average", "RunState", "TrainingError", "cannot_write", "whole"]
+__all__ = ["Average", "RunState", "TrainingError", "alone_in", "cannot_write", "whole"]
 
 
 class TrainingError(ValueError):
@@ -27,6 +28,39 @@ def cannot_write(path: Path, error: Exception, last: int) -> TrainingError:
     reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:200]
     kept = f"the run is kept up to step {last}: " if last else ""
     return TrainingError(f"cannot write {path} ({reason}); {kept}make room or choose another output, then add --resume")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a run's folder: two processes that train in one write over each other's states. (Of a run by several
+    processes the first holds it; where the system has no such locks, nobody does.)
+
+    Raises:
+        TrainingError: when another process holds it, or the folder cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)  # the folder itself is locked: nothing is left behind
+    except OSError as error:
+        raise cannot_write(folder, error, 0) from None
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(f"another process is training in {folder}: stop it first, or choose another") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(held)
 
 
 def whole(value: Tensor) -> Tensor:
