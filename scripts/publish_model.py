@@ -4,8 +4,8 @@
         --calibration runs/calibration/photos.json \
         --attribution PHOTOS/attribution-ccby.csv PHOTOS/attribution-more.csv
 
-``--figures`` and ``--calibration`` are written by ``python -m posteriori.bench.photos``. Total variation does not depend
-on the model: where it was not measured again, it is that of the published card, if its measurements are the same.
+``--figures`` and ``--calibration`` are written by ``python -m posteriori.bench.photos``. Total variation does not
+depend on the model: where it was not measured again, it is that of the published card, if its measurements are the same.
 """
 
 from __future__ import annotations
