@@ -5,7 +5,7 @@
         --attribution PHOTOS/attribution-ccby.csv PHOTOS/attribution-more.csv
 
 ``--figures`` and ``--calibration`` are written by ``python -m posteriori.bench.photos``. Total variation does not
-depend on the model: where it was not measured again, it is that of the published card, if its measurements are the same.
+depend on the model: where it was not measured again it is that of the published card, if the measurements are the same.
 """
 
 from __future__ import annotations
