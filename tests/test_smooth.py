@@ -66,16 +66,18 @@ def test_estimate_is_the_dense_solution(name: str, sigma_y: float | Tensor) -> N
         torch.testing.assert_close(found[b], expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [32, 50, 64, 128, 161, 256])
+@pytest.mark.parametrize("size", [32, 50, 64, 161, 256, 700])
 def test_holes_of_any_size(size: int) -> None:
-    """A large hole would be left grey: a slope goes on through a hole of half the side as well at 256 as at 32 pixels
-    (1 % of the slope's height, root mean square)."""
+    """A large hole would be left grey, or worse: a slope goes on through a hole of half the side as well at 700 as at
+    32 pixels (1.5 % of the slope's height, root mean square; half the iterations do for 3 %)."""
     slope = torch.linspace(-0.8, 0.8, size).expand(1, 3, size, size)
     mask = torch.ones(size, size)
     mask[size // 4 : -size // 4, size // 4 : -size // 4] = 0
     A = Inpainting(mask)
     found = smooth_estimate(A(slope), A, (1, 3, size, size), sigma_y=0.05, prior_std=0.5)
-    assert float((found - slope).square().mean().sqrt()) < 0.016
+    assert float((found - slope).square().mean().sqrt()) < 0.024
+    found = smooth_estimate(A(slope), A, (1, 3, size, size), sigma_y=0.05, prior_std=0.5, iterations=8)
+    assert float((found - slope).square().mean().sqrt()) < 0.048
 
 
 @pytest.mark.parametrize("size", [36, 48, 64, 132])
