@@ -46,6 +46,33 @@ def test_the_new_channels_can_be_learned():
     assert bool((gradient[:, 3:].abs().amax((0, 2, 3)) > 0).all())
 
 
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_widened_by_the_smooth_estimate(conditioned, tmp_path):
+    """Training would start from a damaged network, or after loading the inputs would be in other places."""
+    torch.manual_seed(0)
+    shape = (2, 3, 16, 16)
+    plain = UNet2DModel(in_channels=3, out_channels=3, **SMALL)
+    start = UNetBackbone(3, **SMALL) if conditioned else UNetBackbone(3, conditioned=False, **SMALL)
+    if not conditioned:
+        start.network.load_state_dict(plain.state_dict())
+    wide = start.widened() if conditioned else UNetBackbone.from_pretrained(plain, smooth_input=True)
+    told = conditioning(shape)
+    shown = Conditioning(told.linear, told.diagonal, told.sigma_y, smooth=torch.randn(shape))
+    x, t = torch.randn(shape), torch.tensor([0.3, 1.0])
+    torch.testing.assert_close(wide(x, t, shown), start(x, t, told), atol=1e-6, rtol=0)
+    wide(x, t, shown).square().sum().backward()
+    gradient = wide.network.conv_in.weight.grad
+    assert gradient is not None
+    assert bool((gradient.abs().amax((0, 2, 3)) > 0).all())
+    torch.nn.init.normal_(wide.network.conv_in.weight)
+    denoiser = po.NetworkDenoiser(wide, po.VE(), Scaling("edm", 0.5))
+    assert denoiser.smooth_input
+    save(denoiser, tmp_path / "model", {"name": "wide", "value_range": [-1, 1], "tasks": {}, "training_data": {}})
+    again = load(tmp_path / "model")
+    assert again.smooth_input
+    torch.testing.assert_close(again.backbone(x, t, shown), wide(x, t, shown), atol=0, rtol=0)
+
+
 def test_learned_variance_is_dropped():
     """Its second half of channels is a variance; taken for the mean it would give nonsense."""
     original = UNet2DModel(in_channels=3, out_channels=6, **SMALL)

@@ -20,6 +20,7 @@ class UNetBackbone(nn.Module):
     Args:
         image_channels: channels of the image.
         conditioned: whether the extra channels exist; without them the network is a plain unconditional one.
+        smooth_input: show a conditioned network the estimate of :mod:`posteriori.smooth` too.
         sign: -1 for a model whose output is the negative of what the scaling calls ``F``.
         labels: class labels of a class-conditional model, one number or one per measurement.
         config: arguments of ``UNet2DModel``; ``in_channels`` and ``out_channels`` are filled in.
@@ -36,6 +37,7 @@ class UNetBackbone(nn.Module):
         conditioned: bool = True,
         sign: int = 1,
         labels: int | Sequence[int] | None = None,
+        smooth_input: bool = False,
         **config: Any,
     ) -> None:
         super().__init__()
@@ -44,7 +46,8 @@ class UNetBackbone(nn.Module):
         self.image_channels = image_channels
         self.conditioned = conditioned
         self.sign = sign
-        inputs = 3 * image_channels + 1 if conditioned else image_channels
+        self.smooth_input = smooth_input and conditioned
+        inputs = (4 if smooth_input else 3) * image_channels + 1 if conditioned else image_channels
         self.network = UNet2DModel(**{**config, "in_channels": inputs, "out_channels": image_channels})
         if self.network.class_embedding is not None:
             self.register_buffer("labels", label_tensor(labels, self.classes), persistent=False)
@@ -71,6 +74,7 @@ class UNetBackbone(nn.Module):
             "conditioned": self.conditioned,
             **sign,
             **labels,
+            **({"smooth_input": True} if self.smooth_input else {}),
             **own,
         }
 
@@ -81,6 +85,7 @@ class UNetBackbone(nn.Module):
         conditioned: bool = True,
         sign: int = 1,
         labels: int | Sequence[int] | None = None,
+        smooth_input: bool = False,
     ) -> UNetBackbone:
         """Add the extra channels, at zero weight, to an unconditional ``UNet2DModel``: its function is unchanged.
 
@@ -88,7 +93,7 @@ class UNetBackbone(nn.Module):
 
         Args:
             network: the model; it is not modified.
-            conditioned, sign, labels: as in the class.
+            conditioned, sign, labels, smooth_input: as in the class.
 
         Raises:
             ValueError: when its output is neither an image nor an image and its variance.
@@ -104,7 +109,7 @@ class UNetBackbone(nn.Module):
                 "learned variance, can be extended"
             )
         keep = {k: v for k, v in config.items() if not k.startswith("_") and k not in ("in_channels", "out_channels")}
-        extended = cls(channels, conditioned, sign, labels, **keep)
+        extended = cls(channels, conditioned, sign, labels, smooth_input, **keep)
         state = dict(network.state_dict())
         first = state["conv_in.weight"]
         widened = first.new_zeros(extended.network.conv_in.weight.shape)
@@ -115,8 +120,19 @@ class UNetBackbone(nn.Module):
         extended.network.load_state_dict(state)
         return extended
 
+    def widened(self) -> UNetBackbone:
+        """This conditioned network with ``smooth_input``, its new inputs at zero weight: the same function."""
+        config = {k: v for k, v in self.config.items() if k != "kind"}
+        wide = UNetBackbone(**{**config, "smooth_input": True})
+        state = dict(self.network.state_dict())
+        first, new = state["conv_in.weight"], torch.zeros_like(wide.network.conv_in.weight)
+        new[:, : first.shape[1] - 1], new[:, -1] = first[:, :-1], first[:, -1]  # the noise level stays the last
+        wide.network.load_state_dict({**state, "conv_in.weight": new})
+        return wide
+
     def inputs(self, inputs: Tensor, conditioning: Conditioning) -> Tensor:
-        """What the first convolution sees: image, linear estimate, uncertainty, ``log(sigma_y)/4``."""
+        """What the first convolution sees: image, linear estimate, uncertainty, the smooth estimate where it is asked
+        for, ``log(sigma_y)/4``."""
         if not self.conditioned:
             return inputs
         level = (conditioning.sigma_y.clamp_min(1e-4).log() / 4).to(inputs).reshape(-1, 1, 1, 1)
