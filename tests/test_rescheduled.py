@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from posteriori import ExactPosterior
-from posteriori.denoise import Denoiser
+from posteriori.denoise import Denoiser, NetworkDenoiser, Scaling
+from posteriori.export.pipeline import DenoiserModel
 from posteriori.methods.base import METHODS
 from posteriori.operators import Inpainting, Matrix
 from posteriori.pivot import measure
@@ -107,3 +108,15 @@ def test_what_the_denoiser_knows_is_kept() -> None:
     assert (wrapped.data_std, wrapped.warm) == (0.7, False)
     with pytest.raises(ValueError, match="trained for sigma_y"):
         ExactPosterior(wrapped, A, y, 0.5)
+
+
+def test_wrapped_denoisers_answer_for_the_one_inside() -> None:
+    """Samples would be drawn with another data's scale, the mean be asked for as the network was not trained, or its
+    range of noise be forgotten: on another schedule, and as a model of diffusers."""
+    inside = NetworkDenoiser(nn.Identity(), VE(), Scaling("edm", 0.3), sigma_y_range=(0.02, 0.1), blind_mean=True)
+    inside.smooth_input = True
+    for outside in (Rescheduled(inside, VP()), DenoiserModel(denoiser=inside)):
+        assert outside.data_std == 0.3
+        assert outside.sigma_y_range == (0.02, 0.1)
+        assert outside.blind_mean
+        assert outside.smooth_input

@@ -89,6 +89,16 @@ class Denoiser(nn.Module, ABC):
     data_std: float = 0.5
     #: Whether ``forward`` takes ``previous``.
     warm: bool = False
+    #: Measurement noise that it knows, all when ``None``; how the mean is asked for; whether it is shown
+    #: :mod:`posteriori.smooth`: see :class:`NetworkDenoiser`.
+    sigma_y_range: tuple[float, float] | None = None
+    blind_mean: bool = False
+    smooth_input: bool = False
+
+    def stand_for(self, other: Denoiser) -> None:
+        """Take over what callers ask of a denoiser beside its answers, from one that this one wraps."""
+        for name in ("data_std", "sigma_y_range", "blind_mean", "smooth_input"):
+            setattr(self, name, getattr(other, name))
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Scalar, A: LinearOperator, y: Tensor, sigma_y: Scalar) -> Posterior:

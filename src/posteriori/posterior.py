@@ -39,7 +39,7 @@ class ExactPosterior:
             raise ValueError("sigma_y must be finite and not negative")
         if s.numel() not in (1, y.shape[0]):
             raise ValueError(f"{s.numel()} values of sigma_y do not fit a batch of {y.shape[0]} measurements")
-        allowed = getattr(denoiser, "sigma_y_range", None)
+        allowed = denoiser.sigma_y_range
         if allowed and bool(((s > 0) & (s < allowed[0] * 0.999) | (s > allowed[1] * 1.001)).any()):
             raise ValueError(
                 f"this model was trained for sigma_y in [{allowed[0]:g}, {allowed[1]:g}] (images in [-1, 1]), "
@@ -67,7 +67,7 @@ class ExactPosterior:
 
     def _known(self, x_t: Tensor, t: Scalar) -> Posterior | None:
         """What depends on the measurement alone, solved for once, as an answer of which nothing else is known."""
-        if not getattr(self.denoiser, "smooth_input", False):
+        if not self.denoiser.smooth_input:
             return None
         if self._smooth is None:
             s = self.denoiser.data_std
@@ -96,7 +96,7 @@ class ExactPosterior:
         """
         t = self.schedule.t_max
         rows = [torch.randn(self.shape[1:], generator=g) for g in sample_generators(seed, self.shape[0])]
-        blind = getattr(self.denoiser, "blind_mean", False)
+        blind = self.denoiser.blind_mean
         sigma = 0.0 if blind else float(self.schedule.sigma(torch.tensor(t, dtype=torch.float64)))
         return self.denoise(torch.stack(rows).to(self.y) * sigma, t).mean
 

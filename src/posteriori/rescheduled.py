@@ -33,8 +33,8 @@ class Rescheduled(Denoiser):
     def __init__(self, denoiser: Denoiser, schedule: Schedule) -> None:
         super().__init__()
         self.denoiser, self.schedule = denoiser, schedule
-        self.data_std, self.warm = denoiser.data_std, denoiser.warm
-        self.sigma_y_range: tuple[float, float] | None = getattr(denoiser, "sigma_y_range", None)
+        self.warm = denoiser.warm
+        self.stand_for(denoiser)
 
     def forward(
         self,

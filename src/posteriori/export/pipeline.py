@@ -61,7 +61,7 @@ class DenoiserModel(Denoiser, ModelMixin, ConfigMixin):
             denoiser = build_denoiser(dict(card))
         self.denoiser = denoiser
         self.schedule = denoiser.schedule
-        self.sigma_y_range = getattr(denoiser, "sigma_y_range", None)
+        self.stand_for(denoiser)
 
     @property
     def card(self) -> dict[str, Any] | None:

@@ -199,7 +199,7 @@ class Problem:
         self.posterior, self._copies, self._generators, self._advance = posterior, copies, generators, advance
         self.evaluations = self.backward = 0
         # Nothing is measured, but a network wants to be told a noise level that it was trained for.
-        low, high = getattr(posterior.denoiser, "sigma_y_range", None) or (1e-2, 1.0)
+        low, high = posterior.denoiser.sigma_y_range or (1e-2, 1.0)
         told = torch.as_tensor(posterior.sigma_y).clamp(low, high)
         self._unconditional = (Nothing(), torch.zeros(posterior.shape, dtype=self.y.dtype, device=self.y.device), told)
 
