@@ -13,13 +13,15 @@ adds up corrections on all scales (Bramble, Pasciak & Xu 1990): a large hole nee
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from posteriori.operators.base import LinearOperator, Scalar, full_precision, per_sample
 
-__all__ = ["smooth_estimate"]
+__all__ = ["smooth_estimate", "squared_differences"]
 
 ITERATIONS = 16
 LEAST_NOISE = 0.01  # below it the data term would only slow the iterations down
@@ -57,7 +59,7 @@ def smooth_estimate(
     rhs = weight * rhs
 
     def apply(x: Tensor) -> Tensor:
-        return weight * A.adjoint(A(x)) + smoothness * _differences(x)
+        return weight * A.adjoint(A(x)) + smoothness * squared_differences(x, (2, 3))
 
     # what is measured of smooth pictures, pixel by pixel
     seen = (weight * A.adjoint(A(torch.ones_like(rhs)))).clamp_min(0)
@@ -79,15 +81,14 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1).reshape(-1, 1, 1, 1)
 
 
-def _differences(x: Tensor) -> Tensor:
-    """``D^T D x`` for the differences of neighbouring pixels."""
+def squared_differences(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """``D^T D x`` for the differences of neighbours along these axes."""
     result = torch.zeros_like(x)
-    for axis in (2, 3):
-        if x.shape[axis] > 1:
-            d = x.diff(dim=axis)
-            n = d.shape[axis]
-            result.narrow(axis, 0, n).sub_(d)
-            result.narrow(axis, 1, n).add_(d)
+    for axis in axes:
+        d = x.diff(dim=axis)
+        n = d.shape[axis]
+        result.narrow(axis, 0, n).sub_(d)
+        result.narrow(axis, x.shape[axis] - n, n).add_(d)
     return result
 
 

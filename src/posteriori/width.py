@@ -19,6 +19,7 @@ from torch import Tensor
 
 from posteriori.operators.base import SpectralOperator
 from posteriori.posterior import ExactPosterior
+from posteriori.smooth import squared_differences
 
 __all__ = ["posterior_width"]
 
@@ -52,7 +53,7 @@ def posterior_width(posterior: ExactPosterior) -> float:
     roughness = shape[1] * (blocks.side * s / 4) ** 2
 
     def precision(v: Tensor) -> Tensor:
-        return blocks.down(information(blocks.up(v))) + blocks.differences(v) / roughness
+        return blocks.down(information(blocks.up(v))) + squared_differences(v, range(v.ndim)) / roughness
 
     whole = 1 / (s**2 * blocks.entries)  # nothing is wider than the signal itself
     return float((_smallest_eigenvalue(precision, blocks.start()) + whole) ** -0.5)
@@ -99,15 +100,6 @@ class Blocks:
             shape = (*v.shape[:axis], self.root.shape[axis], *v.shape[axis + 1 :])
             v = v.new_zeros(shape).index_add(axis, index, v)
         return v / self.root
-
-    def differences(self, v: Tensor) -> Tensor:
-        """``D^T D v`` for the differences of neighbouring coefficients."""
-        result = torch.zeros_like(v)
-        for axis in range(v.ndim):
-            d = v.diff(dim=axis)
-            zero = v.narrow(axis, 0, 1) * 0
-            result = result + torch.cat([zero, d], axis) - torch.cat([d, zero], axis)
-        return result
 
 
 def _smallest_eigenvalue(apply: Callable[[Tensor], Tensor], start: Tensor) -> float:
