@@ -49,6 +49,17 @@ class Conditioning:
         """``[linear, diagonal]``, and ``smooth`` where there is one, along dimension 1."""
         return torch.cat([self.linear, self.diagonal, *([] if self.smooth is None else [self.smooth])], 1)
 
+    def add_smooth(self, output: Tensor) -> Tensor:
+        """``F + g (smooth - linear)`` of a network whose output is ``[F, g]``: the last channel is a gain, by which the
+        smooth estimate reaches the mean without having to pass the network.
+
+        Of EDM's scaling with the spectral preconditioning, at the largest noise, ``F = 0`` and ``g = 1`` make the mean
+        the smooth estimate, in whatever was not measured; elsewhere it is a term to be learned.
+        """
+        assert self.smooth is not None
+        output = output.to(self.smooth.dtype)  # not rounded to the network's precision once more
+        return torch.addcmul(output[:, :-1], output[:, -1:], self.smooth - self.linear)
+
     def crop(self, area: tuple[Any, ...]) -> Conditioning:
         """That of a part of the picture; what is said of the whole stays."""
         smooth = None if self.smooth is None else self.smooth[area]

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from posteriori.conditioning import Conditioning
 from posteriori.joint import Measured, can_share, linear_and_pivots
+from posteriori.operators import Nothing
 from posteriori.operators.base import LinearOperator, Scalar, SpectralFunction, per_sample
 from posteriori.pivot import estimate_from_measurement, linear_estimate, noise_variance, pivot
 from posteriori.scaling import NoiseLabel, Scaling
@@ -99,6 +100,14 @@ class Denoiser(nn.Module, ABC):
         """Take over what callers ask of a denoiser beside its answers, from one that this one wraps."""
         for name in ("data_std", "sigma_y_range", "blind_mean", "smooth_input"):
             setattr(self, name, getattr(other, name))
+
+    def smooth(self, y: Tensor, A: LinearOperator, shape: tuple[int, ...], sigma_y: Scalar) -> Tensor | None:
+        """The estimate of :mod:`posteriori.smooth` over ``data_std``; ``None`` of a denoiser that is not shown it."""
+        if not self.smooth_input:
+            return None
+        if isinstance(A, Nothing):
+            return y.new_zeros(shape)
+        return smooth_estimate(y, A, shape, sigma_y=sigma_y, prior_std=self.data_std) / self.data_std
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Scalar, A: LinearOperator, y: Tensor, sigma_y: Scalar) -> Posterior:
@@ -300,8 +309,7 @@ class NetworkDenoiser(Denoiser):
         s_y = per_sample(sigma_y, x_t).reshape(-1).expand(x_t.shape[0])
         uncertain = (diagonal.sqrt() / s).expand(x_t.shape)
         smooth = previous.smooth if previous else None
-        if self.smooth_input and smooth is None:
-            smooth = smooth_estimate(y, A, x_t.shape, sigma_y=sigma_y, prior_std=s) / s
+        smooth = self.smooth(y, A, x_t.shape, sigma_y) if smooth is None else smooth
         conditioning = Conditioning(linear / s, uncertain, s_y, 1 - left / s**2, smooth=smooth)
         c_noise = self.c_noise(q.expand(x_t.shape[0])).to(x_t.dtype)
         return Prepared(skip, inputs, c_noise, conditioning, out, left, linear, mu, measured, smooth)

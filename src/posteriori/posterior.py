@@ -11,7 +11,6 @@ from posteriori.denoise import Denoiser, Posterior
 from posteriori.operators.base import LinearOperator, Scalar
 from posteriori.pivot import sample_generators
 from posteriori.schedule import Schedule
-from posteriori.smooth import smooth_estimate
 
 __all__ = ["ExactPosterior"]
 
@@ -70,8 +69,7 @@ class ExactPosterior:
         if not self.denoiser.smooth_input:
             return None
         if self._smooth is None:
-            s = self.denoiser.data_std
-            self._smooth = smooth_estimate(self.y, self.A, self.shape, sigma_y=self.sigma_y, prior_std=s) / s
+            self._smooth = self.denoiser.smooth(self.y, self.A, self.shape, self.sigma_y)
         return Posterior(x_t, x_t, *self.denoiser.scales(x_t, t), smooth=self._smooth)
 
     def denoise_at(self, x: Tensor, alpha: Scalar, sigma: Scalar, previous: Posterior | None = None) -> Posterior:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from posteriori.operators.base import SpectralOperator
 from posteriori.posterior import ExactPosterior
-from posteriori.smooth import squared_differences
+from posteriori.smooth import graph_laplacian
 
 __all__ = ["posterior_width"]
 
@@ -53,7 +53,7 @@ def posterior_width(posterior: ExactPosterior) -> float:
     roughness = shape[1] * (blocks.side * s / 4) ** 2
 
     def precision(v: Tensor) -> Tensor:
-        return blocks.down(information(blocks.up(v))) + squared_differences(v, range(v.ndim)) / roughness
+        return blocks.down(information(blocks.up(v))) + graph_laplacian(v, range(v.ndim)) / roughness
 
     whole = 1 / (s**2 * blocks.entries)  # nothing is wider than the signal itself
     return float((_smallest_eigenvalue(precision, blocks.start()) + whole) ** -0.5)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from posteriori.backbones.widening import enlarged
 from posteriori.denoise import Conditioning
 
 __all__ = ["PhotoNet"]
@@ -83,7 +84,8 @@ class PhotoNet(nn.Module):
         channels: width at 1/2, 1/4, 1/8, ... of the resolution.
         blocks: residual blocks at every level, on the way down and again on the way up.
         embedding: width of the embedding of the noise levels and of how much is known.
-        smooth_input: show the network the estimate of :mod:`posteriori.smooth` too.
+        smooth_input: show the network the estimate of :mod:`posteriori.smooth` too, and add it to the output, with a
+            gain that the network says for every pixel.
 
     Shape:
         ``inputs`` and all parts of the conditioning ``(B, image_channels, H, W)``, ``c_noise`` ``(B,)``; the output is
@@ -134,21 +136,19 @@ class PhotoNet(nn.Module):
         self.stem_modulation = _Modulation(channels[0], embedding)
         self.head_norm = _ChannelNorm(channels[0])
         self.head_modulation = _Modulation(channels[0], embedding)
-        self.head = nn.Conv2d(channels[0], image_channels * 4, 3, padding=1)
+        outputs = (image_channels + smooth_input) * 4
+        self.head = nn.Conv2d(channels[0], outputs, 3, padding=1)
         _zero(self.head)
         # The norm before the head loses every pixel's amplitude; a linear readout of the stream keeps it.
         self.readout_modulation = _Modulation(channels[0], embedding)
-        self.readout = nn.Conv2d(channels[0], image_channels * 4, 1)
+        self.readout = nn.Conv2d(channels[0], outputs, 1)
         _zero(self.readout)
 
     def widened(self) -> PhotoNet:
-        """This network with ``smooth_input``, its new inputs at zero weight: the same function until it is trained."""
+        """This network with ``smooth_input``, what is new at zero weight: the same function until it is trained."""
         config: dict[str, Any] = {**self.config, "smooth_input": True}
         wide = PhotoNet(**config)
-        state = self.state_dict()
-        weight = torch.zeros_like(wide.stem.weight)
-        weight[:, : self.stem.in_channels] = state["stem.weight"]
-        wide.load_state_dict({**state, "stem.weight": weight})
+        wide.load_state_dict(enlarged(self.state_dict(), wide.state_dict()))
         return wide
 
     @property
@@ -203,4 +203,5 @@ class PhotoNet(nn.Module):
                 x = block(x, embedding)
         bounded = _silu(self.head_modulation(self.head_norm(x), embedding))
         x = _add(self.head(bounded), self.readout(self.readout_modulation(x, embedding)))
-        return functional.pixel_shuffle(x, 2)[..., :h, :w]
+        x = functional.pixel_shuffle(x, 2)[..., :h, :w]
+        return conditioning.add_smooth(x) if self.smooth_input else x

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from posteriori.backbones.labels import class_labels, label_tensor
+from posteriori.backbones.widening import enlarged
 from posteriori.denoise import Conditioning
 
 __all__ = ["UNetBackbone"]
@@ -20,7 +21,8 @@ class UNetBackbone(nn.Module):
     Args:
         image_channels: channels of the image.
         conditioned: whether the extra channels exist; without them the network is a plain unconditional one.
-        smooth_input: show a conditioned network the estimate of :mod:`posteriori.smooth` too.
+        smooth_input: show a conditioned network the estimate of :mod:`posteriori.smooth` too, and add it to the
+            output, with a gain that the network says for every pixel.
         sign: -1 for a model whose output is the negative of what the scaling calls ``F``.
         labels: class labels of a class-conditional model, one number or one per measurement.
         config: arguments of ``UNet2DModel``; ``in_channels`` and ``out_channels`` are filled in.
@@ -48,7 +50,8 @@ class UNetBackbone(nn.Module):
         self.sign = sign
         self.smooth_input = smooth_input and conditioned
         inputs = (4 if smooth_input else 3) * image_channels + 1 if conditioned else image_channels
-        self.network = UNet2DModel(**{**config, "in_channels": inputs, "out_channels": image_channels})
+        outputs = image_channels + self.smooth_input
+        self.network = UNet2DModel(**{**config, "in_channels": inputs, "out_channels": outputs})
         if self.network.class_embedding is not None:
             self.register_buffer("labels", label_tensor(labels, self.classes), persistent=False)
         elif labels is not None:
@@ -111,23 +114,19 @@ class UNetBackbone(nn.Module):
         keep = {k: v for k, v in config.items() if not k.startswith("_") and k not in ("in_channels", "out_channels")}
         extended = cls(channels, conditioned, sign, labels, smooth_input, **keep)
         state = dict(network.state_dict())
-        first = state["conv_in.weight"]
-        widened = first.new_zeros(extended.network.conv_in.weight.shape)
-        widened[:, :channels] = first
-        state["conv_in.weight"] = widened
         for name in ("conv_out.weight", "conv_out.bias"):
             state[name] = state[name][:channels]
-        extended.network.load_state_dict(state)
+        extended.network.load_state_dict(enlarged(state, extended.network.state_dict()))
         return extended
 
     def widened(self) -> UNetBackbone:
-        """This conditioned network with ``smooth_input``, its new inputs at zero weight: the same function."""
+        """This conditioned network with ``smooth_input``, what is new at zero weight: the same function."""
         config = {k: v for k, v in self.config.items() if k != "kind"}
         wide = UNetBackbone(**{**config, "smooth_input": True})
-        state = dict(self.network.state_dict())
-        first, new = state["conv_in.weight"], torch.zeros_like(wide.network.conv_in.weight)
-        new[:, : first.shape[1] - 1], new[:, -1] = first[:, :-1], first[:, -1]  # the noise level stays the last
-        wide.network.load_state_dict({**state, "conv_in.weight": new})
+        state = enlarged(self.network.state_dict(), wide.network.state_dict())
+        first, level = state["conv_in.weight"], 3 * self.image_channels  # the noise level stays the last
+        first[:, -1], first[:, level] = first[:, level].clone(), 0
+        wide.network.load_state_dict(state)
         return wide
 
     def inputs(self, inputs: Tensor, conditioning: Conditioning) -> Tensor:
@@ -146,4 +145,5 @@ class UNetBackbone(nn.Module):
         knows_classes = network.class_embedding is not None
         classes = class_labels(self.labels, conditioning, inputs.shape[0]) if knows_classes else None
         output: Tensor = network(self.inputs(inputs, conditioning), c_noise, classes).sample
-        return output if self.sign == 1 else self.sign * output
+        output = output if self.sign == 1 else self.sign * output
+        return conditioning.add_smooth(output) if self.smooth_input else output

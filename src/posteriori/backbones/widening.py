@@ -11,6 +11,7 @@ training has one per process; the threads of ``torch.nn.DataParallel`` would sha
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,10 +19,19 @@ from torch import Tensor, nn
 
 from posteriori.denoise import Conditioning
 
-__all__ = ["Told", "Widened", "find_layer", "first_layer", "widen"]
+__all__ = ["Told", "Widened", "enlarged", "find_layer", "first_layer", "widen"]
 
 _OCTAVES = 4
 _CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def enlarged(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in the shapes of a network with more inputs and outputs after those there are: what is new is 0."""
+    result = {}
+    for name, value in state.items():
+        result[name] = value.new_zeros(like[name].shape)
+        result[name][tuple(slice(n) for n in value.shape)] = value
+    return result
 
 
 class Told:

@@ -49,8 +49,8 @@ __all__ = ["NETWORK", "Contest", "in_turn", "main", "small_model", "unconditiona
 
 #: That of recipes/lfw-32-eps.yaml.
 NETWORK: dict[str, Any] = {
-    "kind": "unet2d", "image_channels": 3, "conditioned": True, "sample_size": 32, "block_out_channels": [32, 64, 128],
-    "layers_per_block": 1, "norm_num_groups": 16, "attention_head_dim": 32,
+    "kind": "unet2d", "image_channels": 3, "conditioned": True, "smooth_input": True, "sample_size": 32,
+    "block_out_channels": [32, 64, 128], "layers_per_block": 1, "norm_num_groups": 16, "attention_head_dim": 32,
     "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
 }  # fmt: skip
@@ -71,9 +71,11 @@ def small_model() -> NetworkDenoiser:
         return build_denoiser(card).eval().requires_grad_(False)
 
 
-def nothing_told(like: Tensor, sigma_y: float) -> Conditioning:
-    """Constant inputs where a network has inputs for a measurement."""
-    return Conditioning(torch.zeros_like(like), torch.ones_like(like), like.new_full((len(like),), sigma_y))
+def nothing_told(like: Tensor, sigma_y: float, smooth: bool = False) -> Conditioning:
+    """Constant inputs where a network has inputs for a measurement; ``smooth``: and one for the smooth estimate."""
+    zeros = torch.zeros_like(like)
+    told = like.new_full((len(like),), sigma_y)
+    return Conditioning(zeros, torch.ones_like(like), told, smooth=zeros if smooth else None)
 
 
 @torch.no_grad()
@@ -89,7 +91,7 @@ def unconditional(
         solver: ``"heun"``, or anything else for Euler's.
         sigma_y: what an input for it is told.
     """
-    schedule, c, told = denoiser.schedule, denoiser.scaling, nothing_told(like, sigma_y)
+    schedule, c, told = denoiser.schedule, denoiser.scaling, nothing_told(like, sigma_y, denoiser.smooth_input)
 
     def mean(u: Tensor, q: float) -> Tensor:
         level = torch.tensor(q, dtype=torch.float64)
@@ -193,7 +195,8 @@ def _without_inputs(denoiser: NetworkDenoiser) -> UNetBackbone:
 
 @torch.no_grad()
 def _evaluate(network: nn.Module, like: Tensor, count: int, sigma_y: float) -> None:
-    told, label = nothing_told(like, sigma_y), like.new_zeros(len(like))
+    told = nothing_told(like, sigma_y, getattr(network, "smooth_input", False))
+    label = like.new_zeros(len(like))
     for _ in range(count):
         network(like, label, told)
 

@@ -5,7 +5,7 @@ r"""Photos restored in five tasks: quality against classical estimates, and cali
 Tasks: random inpainting (70 % missing), a missing box of half the side, averages of 4x4 blocks, Gaussian blur (sigma 3,
 61 taps, reflected borders), camera shake (61 taps, wrapped borders). Every photo has its own mask, kernel and noise,
 drawn from its name. Columns: the measurement itself (missing pixels grey, small photos enlarged), the linear estimate
-under ``N(0, 0.5^2)``, that under a prior of smooth pictures (:mod:`posteriori.smooth`), converged total variation with
+under ``N(0, 0.5^2)``, the piecewise smooth one (:mod:`posteriori.smooth`), converged total variation with
 the weight that is best for the task on other photos, and the model: its mean from one evaluation (mmse), one sample,
 the mean of all samples.
 
@@ -81,7 +81,7 @@ class Problem:
         return estimate_from_measurement(self.y, self.A, self.x_0.shape, sigma_y=self.sigma_y, prior_std=0.5)
 
     def smooth(self) -> Tensor:
-        """That under a prior of smooth pictures, see :mod:`posteriori.smooth`."""
+        """The piecewise smooth estimate of :mod:`posteriori.smooth`."""
         return smooth_estimate(self.y, self.A, self.x_0.shape, sigma_y=self.sigma_y, prior_std=0.5)
 
 

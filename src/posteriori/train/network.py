@@ -73,7 +73,7 @@ def build(recipe: Recipe) -> NetworkDenoiser:
 
 
 def _widened(start: nn.Module, target: nn.Module) -> nn.Module:
-    """The network with the inputs that only the target has, at zero weight."""
+    """The network with the inputs and outputs that only the target has, at zero weight."""
     if isinstance(start, UNetBackbone) and isinstance(target, UNetBackbone) and target.conditioned > start.conditioned:
         return UNetBackbone.from_pretrained(start.network, sign=start.sign, smooth_input=target.smooth_input)
     for kind in (PhotoNet, UNetBackbone):
