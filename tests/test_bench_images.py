@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from posteriori.bench.images import ImageBenchmark
 from posteriori.bench.images_pool import Entry, entries, reference_errors, set_distances
@@ -294,6 +295,20 @@ def test_bad_recipes(data: Path, changes: dict[str, Any], message: str) -> None:
         recipe(data, **changes)
 
 
+def test_photo_recipe_compares_on_one_network(tmp_path: Path) -> None:
+    """The bundled model would be compared with methods on another network, or none be measured with its own."""
+    (tmp_path / "test").mkdir()
+    for k in range(8):
+        Image.fromarray(np.full((128, 128, 3), k, np.uint8)).save(tmp_path / "test" / f"{k}.png")
+    content = read_recipe(RECIPES / "photo-benchmark.yaml", [f"data={tmp_path}"])
+    assert content.pop("kind") == "images"
+    plan = build(ImageRecipe, content)
+    listed: list[Cell] = list(ImageBenchmark(plan, tmp_path, denoisers={"photo": prior()}).cells())
+    assert {c.key["method"] for c in listed} == set(plan.methods)
+    assert {c.key["task"] for c in listed} == {"random", "box", "sr4", "gaussian", "motion"}
+    assert {plan.methods[name].model for name in plan.methods if name != "tv"} == {"photo"}
+
+
 @pytest.mark.parametrize("name", ["lfw-32-benchmark", "tiny-imagenet-32-benchmark"])
 def test_recipes_are_complete(name: str, data: Path, tmp_path: Path) -> None:
     """A shipped recipe that cannot be read, repeats a row, or needs a machine's path."""
@@ -305,7 +320,7 @@ def test_recipes_are_complete(name: str, data: Path, tmp_path: Path) -> None:
     plan = build(ImageRecipe, content)
     with pytest.raises(ValueError, match=r"--set models\.eps"):
         ImageBenchmark(plan, tmp_path)
-    bench = ImageBenchmark(plan, tmp_path, denoisers={"eps": prior(), "palette": prior()})
+    bench = ImageBenchmark(plan, tmp_path, denoisers={name: prior() for name in ("base", "eps", "palette")})
     listed: list[Cell] = list(bench.cells())
     keys = [json.dumps(c.key, sort_keys=True) for c in listed]
     assert len(set(keys)) == len(keys)

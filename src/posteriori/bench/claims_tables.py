@@ -307,7 +307,7 @@ def zero_shot(evidence: Evidence) -> Finding:
 
 
 MAIN = (
-    "posteriori benchmark recipes/{run}-benchmark.yaml --set data=DATA --set models.eps=EPS "
+    "posteriori benchmark recipes/{run}-benchmark.yaml --set data=DATA --set models.base=BASE --set models.eps=EPS "
     "--set models.palette=PALETTE"
 )
 MANY = "posteriori benchmark recipes/{run}-claims.yaml --set data=DATA --set models.eps=EPS --set 'only=[eps-many]'"

@@ -1,6 +1,7 @@
 r"""The image benchmark: every method on a test set of images, with trained models.
 
-    posteriori benchmark recipes/lfw-32-benchmark.yaml --set data=LFW --set models.eps=MODEL --set models.palette=MODEL
+    posteriori benchmark recipes/lfw-32-benchmark.yaml --set data=LFW --set models.base=MODEL \
+        --set models.eps=MODEL --set models.palette=MODEL
 
 One row for every method, task, number of evaluations, seed and batch of images. A row holds numbers for every image
 (:mod:`posteriori.bench.images_scores`), so a table is the same whatever the batches were, and what it depends on:

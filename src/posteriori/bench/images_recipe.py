@@ -59,7 +59,8 @@ class ImageMethod:
 
     Attributes:
         method: its name in :data:`posteriori.methods.base.METHODS`; the recipe's own name for it when empty.
-        model: key of the recipe's ``models``. Training-free methods take the network of ``eps`` with nothing measured.
+        model: key of the recipe's ``models``. Training-free methods take an unconditional network, or one that knows
+            measurements, with nothing measured.
         nfe: evaluations per sample; those of its paper when empty.
         settings: over those recommended for the task.
         by_task: settings of single tasks, over ``settings``.
