@@ -19,6 +19,7 @@ adds up corrections on all scales (Bramble, Pasciak & Xu 1990): a large hole nee
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -143,7 +144,7 @@ class _Scales:
             coarse.append(cost + 4 * smoothness / 4 ** (len(coarse) + 1))
         apart = next((k for k, size in enumerate(self.sizes) if max(size) <= LARGEST_MATRIX), 0)
         self.coarse, together = coarse[:apart], coarse[apart:]
-        self.rows, self.columns = (_hats(n, len(together), cost) for n in self.sizes[apart])
+        self.rows, self.columns = (_hats(n, len(together), cost.dtype, cost.device) for n in self.sizes[apart])
         self.inverse = cost.new_zeros(*cost.shape[:2], len(self.rows), len(self.columns))
         top = left = 0
         for diagonal in together:
@@ -161,9 +162,10 @@ class _Scales:
         return torch.addcdiv(self.free * z, r, self.diagonal)
 
 
-def _hats(n: int, levels: int, like: Tensor) -> Tensor:
+@lru_cache(maxsize=32)
+def _hats(n: int, levels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Along one axis of ``n`` pixels the hats of all scales, one a row: small pictures take them all at once."""
-    rows, line = [], torch.eye(n, dtype=like.dtype, device=like.device)
+    rows, line = [], torch.eye(n, dtype=dtype, device=device)
     for _ in range(levels):
         line = _restrict_axis(line, 0, 2**0.5)
         rows.append(line)
