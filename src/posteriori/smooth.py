@@ -66,7 +66,7 @@ def smooth_estimate(
     weight = per_sample(sigma_y, rhs).clamp_min(LEAST_NOISE) ** -2
     rhs = weight * rhs
     # what is measured of smooth pictures, pixel by pixel
-    seen = (weight * A.adjoint(A(torch.ones_like(rhs)))).clamp_min(0)
+    seen = (weight * A.gram(torch.ones_like(rhs))).clamp_min(0)
     w = torch.full_like(rhs[:, :1], 16 / prior_std**2)
     x = torch.zeros_like(rhs)
     for turn in range(rounds):
@@ -74,7 +74,7 @@ def smooth_estimate(
             w = 1.5 / prior_std * (_gradient_squares(x) + (prior_std / 16) ** 2).rsqrt()
 
         def apply(x: Tensor, w: Tensor = w) -> Tensor:
-            return weight * A.adjoint(A(x)) + graph_laplacian(x, (2, 3), w)
+            return weight * A.gram(x) + graph_laplacian(x, (2, 3), w)
 
         x = _descend(apply, _Scales(seen, w), x, rhs - apply(x) if turn else rhs, iterations)
     return x

@@ -47,7 +47,7 @@ def posterior_width(posterior: ExactPosterior) -> float:
     def information(v: Tensor) -> Tensor:
         if isinstance(A, SpectralOperator):
             return A.spectral(lambda lam: (lam / max(noise, 1e-6) ** 2).clamp(max=most), v)
-        return A.adjoint(A(v)) / max(noise**2, 1e-2 * s**2)
+        return A.gram(v) / max(noise**2, 1e-2 * s**2)
 
     blocks = Blocks(shape[1:], max(1, min(shape[2:]) // BLOCKS), posterior.y.device)
     roughness = shape[1] * (blocks.side * s / 4) ** 2

@@ -103,6 +103,15 @@ class OperatorSuite(ABC):
             assert back.shape == (batch, *self.shape)
             self.close(back, apply(dense(A, self.shape, batch).mT, y))
 
+    def test_gram_is_the_transpose_after_the_map(self) -> None:
+        """The smooth estimate and every Krylov space would be those of another operator."""
+        for batch in self.batches:
+            A = self.operator(batch)
+            matrix, v = dense(A, self.shape, batch), self.x(batch)
+            gram = A.gram(v)
+            assert gram.shape == v.shape
+            self.close(gram, apply(matrix.mT @ matrix, v))
+
     def test_linear(self) -> None:
         """An offset, a clamp or a rounding in forward: the theory is for linear measurements."""
         A = self.operator(3)

@@ -75,6 +75,9 @@ class _Conformal(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.operator.adjoint(self.outer_adjoint(y))
 
+    def gram(self, v: Tensor) -> Tensor:
+        return per_sample(self.square, v) * self.operator.gram(v)
+
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return self.operator.signal_shape(measurement_shape)
 

@@ -122,6 +122,10 @@ class LinearOperator(ABC):
     def adjoint(self, y: Tensor) -> Tensor:
         """``A^T y`` for ``y`` of shape ``(B, *measurement)``."""
 
+    def gram(self, v: Tensor) -> Tensor:
+        """``A^T A v`` for ``v`` of shape ``(B, *signal)``; structures have cheaper ways than one after the other."""
+        return self.adjoint(self.forward(v))
+
     @abstractmethod
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of the signals whose measurements have this shape, neither with the batch dimension."""

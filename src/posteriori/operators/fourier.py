@@ -33,6 +33,9 @@ class FourierOperator(SpectralOperator):
     def forward(self, x: Tensor) -> Tensor:
         return self.signal(self.transfer(x.shape, x) * self.coefficients(x), x.shape)
 
+    def gram(self, v: Tensor) -> Tensor:
+        return self.spectral(lambda lam: lam, v)
+
     def signal_shape(self, measurement_shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(measurement_shape)
 

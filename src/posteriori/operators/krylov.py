@@ -104,10 +104,6 @@ class KrylovOperator(LinearOperator):
     def solve_dtype(self) -> torch.dtype:
         return torch.float64
 
-    def gram(self, v: Tensor) -> Tensor:
-        """``A^T A v``."""
-        return self.adjoint(self.forward(v))
-
     def core(self, ndim: int) -> int:
         """How many of the last dimensions of signals, in batches of ``ndim`` dimensions, ``A`` mixes: it does the same
         along those before them."""

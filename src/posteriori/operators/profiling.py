@@ -144,12 +144,9 @@ def _spectrum(
         return Spectrum(float(s.max()), smallest, kept.numel(), "dense")
 
     # Started in the range of A^T A: nothing of its null space comes in.
-    def gram(v: Tensor) -> Tensor:
-        return operator.adjoint(operator(v))
-
     generator = torch.Generator().manual_seed(0)
-    start = gram(torch.randn(like.shape, generator=generator, dtype=like.dtype))
-    process = Lanczos(gram, lambda lam: lam, start, 0.0)
+    start = operator.gram(torch.randn(like.shape, generator=generator, dtype=like.dtype))
+    process = Lanczos(operator.gram, lambda lam: lam, start, 0.0)
     while bool(process.extend()[0]) and process.dimension < steps:
         pass
     lam = process.ritz_values()[0].clamp_min(0)

@@ -136,7 +136,8 @@ class _Run:
             self.scale_optimizer = torch.optim.AdamW(self.scale.parameters(), 10 * recipe.learning_rate, **rules)
         optimizers = [o for o in (self.optimizer, self.scale_optimizer) if o is not None]
         self.state = RunState(self.folder, everything, self.average, optimizers, recipe.keep)
-        compiled = torch.compile(self.prepared) if recipe.compile else self.prepared
+        # one graph a crop size: those of sizes left open are refused by inductor (torch 2.13)
+        compiled = torch.compile(self.prepared, dynamic=False) if recipe.compile else self.prepared
         self.denoiser.backbone = cast("nn.Module", compiled)
         self.sharded = any(hasattr(p, "full_tensor") for p in self.trained.values())
 
