@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,18 @@ def test_precision_is_chosen_by_the_processor(
     finally:
         hook.remove()
     assert seen == {torch.bfloat16 if has else torch.float32}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compiled_networks_train_on_crops_of_several_sizes(photos: Path, tmp_path: Path) -> None:
+    """A graph for all sizes at once is refused by the compiler, at the first crop of the second size."""
+    crops = [{"size": 16, "batch": 2, "slot": 0}, {"size": 24, "batch": 1, "slot": 1}]
+    small = {"kind": "photo", "image_channels": 3, "channels": [8, 8], "blocks": [1, 1], "embedding": 8}
+    plain, compiled = (recipe(photos, tmp_path, crops=crops, network=small, steps=2, compile=c) for c in (False, True))
+    train(plain, tmp_path / "plain", progress=False)
+    train(compiled, tmp_path / "compiled", progress=False)
+    for (_, a, _), (_, b, _) in zip(logged(tmp_path / "plain"), logged(tmp_path / "compiled"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
 
 
 def test_an_unquoted_no_is_the_word(tmp_path: Path) -> None:

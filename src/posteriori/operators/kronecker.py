@@ -103,7 +103,8 @@ def _stacked(factors: Sequence[AxisFactors]) -> AxisFactors:
 
 
 def _squared(matrix: Tensor) -> Tensor:
-    """``M^T M`` without entries that count for nothing: in single precision they are subnormal, and four times slower."""
+    """``M^T M`` without entries that count for nothing: in single precision they are subnormal, and make products ten
+    times slower."""
     gram = matrix.mT @ matrix
     return torch.where(gram.abs() < 1e-20 * gram.abs().max(), 0.0, gram)
 
