@@ -58,14 +58,14 @@ def photo_table(figures: dict[str, Any], calibration: dict[str, Any]) -> str:
     rows = []
     for task, name in TASKS.items():
         f, c = figures["tasks"][task], calibration["tasks"][task]
-        shown = {k: f"{f[k]:.2f}" for k in ("input", "linear", "smooth", "tv", "mmse")}
+        shown = {k: f"{f[k]:.2f}" for k in ("input", "linear", "smooth", "tv", "first", "mmse")}
         best = max(shown, key=lambda k: f[k])
         shown[best] = f"**{shown[best]}**"
         rows.append(
             [name, *shown.values(),
              f"{c['residual']:.3f}", f"{c['ratio_sample']:.2f}", f"{c['ratio_mean']:.3f}"]
         )  # fmt: skip
-    header = ["task", "input", "linear", "smooth", "TV", "mean (1 evaluation)", "residual of samples (1)",
+    header = ["task", "input", "linear", "smooth", "TV", "first look", "mean", "residual of samples (1)",
               "MSE sample / mean (2)", "MSE mean of 8 / mean (1.125)"]  # fmt: skip
     return markdown_table(header, rows)
 

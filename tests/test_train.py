@@ -143,7 +143,7 @@ def test_precision_is_chosen_by_the_processor(
 def test_compiled_networks_train_on_crops_of_several_sizes(photos: Path, tmp_path: Path) -> None:
     """A graph for all sizes at once is refused by the compiler, at the first crop of the second size."""
     crops = [{"size": 16, "batch": 2, "slot": 0}, {"size": 24, "batch": 1, "slot": 1}]
-    small = {"kind": "photo", "image_channels": 3, "channels": [8, 8], "blocks": [1, 1], "embedding": 8}
+    small = {"kind": "photo", "image_channels": 3, "channels": [8], "blocks": [1], "embedding": 8}
     plain, compiled = (recipe(photos, tmp_path, crops=crops, network=small, steps=2, compile=c) for c in (False, True))
     train(plain, tmp_path / "plain", progress=False)
     train(compiled, tmp_path / "compiled", progress=False)

@@ -26,6 +26,8 @@ class Conditioning:
         classes: what a class-conditional network is told of each sample, shape ``(B,)``; its own labels when left out.
         smooth: the estimate of :mod:`posteriori.smooth` over the data's standard deviation, shape of the signal, for
             networks that ask for it (``smooth_input``).
+        looks: of networks that look twice (``refine``), shape ``(B,)``: 0 for a first look; 1 where ``smooth`` is the
+            answer of that instead; 2 for the second look, where ``x_t`` is that answer too.
     """
 
     linear: Tensor
@@ -34,6 +36,7 @@ class Conditioning:
     known: Tensor = None  # type: ignore[assignment]
     classes: Tensor | None = None
     smooth: Tensor | None = None
+    looks: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.known is None:

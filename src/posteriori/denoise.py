@@ -37,6 +37,9 @@ from posteriori.smooth import smooth_estimate
 
 Preconditioning = Literal["spectral", "scalar", "paper", "palette"]
 
+#: Noise over ``s`` that the first answer counts as in a second look: about the error of a good restoration.
+SECOND_LOOK = 0.4
+
 __all__ = ["Conditioning", "Denoiser", "NetworkDenoiser", "Posterior", "Scaling"]
 
 
@@ -50,7 +53,7 @@ class Posterior:
         alpha_t, sigma_t: its scales, broadcastable to it.
         linear, pivot: what was solved for on the way, where it was; the next evaluation starts its solves there.
         measured: the measurement in the basis of ``A``, where it has one; the next evaluation takes it from here.
-        smooth: likewise the smooth estimate over ``s``, of a network that asks for it.
+        smooth, looks: likewise what :meth:`Denoiser.known` says of the measurement.
     """
 
     mean: Tensor
@@ -61,6 +64,7 @@ class Posterior:
     pivot: Tensor | None = None
     measured: Measured | None = None
     smooth: Tensor | None = None
+    looks: Tensor | None = None
 
     @property
     def noise(self) -> Tensor:
@@ -91,14 +95,15 @@ class Denoiser(nn.Module, ABC):
     #: Whether ``forward`` takes ``previous``.
     warm: bool = False
     #: Measurement noise that it knows, all when ``None``; how the mean is asked for; whether it is shown
-    #: :mod:`posteriori.smooth`: see :class:`NetworkDenoiser`.
+    #: :mod:`posteriori.smooth`, and its own first answer after that: see :class:`NetworkDenoiser`.
     sigma_y_range: tuple[float, float] | None = None
     blind_mean: bool = False
     smooth_input: bool = False
+    refines: bool = False
 
     def stand_for(self, other: Denoiser) -> None:
         """Take over what callers ask of a denoiser beside its answers, from one that this one wraps."""
-        for name in ("data_std", "sigma_y_range", "blind_mean", "smooth_input"):
+        for name in ("data_std", "sigma_y_range", "blind_mean", "smooth_input", "refines"):
             setattr(self, name, getattr(other, name))
 
     def smooth(self, y: Tensor, A: LinearOperator, shape: tuple[int, ...], sigma_y: Scalar) -> Tensor | None:
@@ -108,6 +113,24 @@ class Denoiser(nn.Module, ABC):
         if isinstance(A, Nothing):
             return y.new_zeros(shape)
         return smooth_estimate(y, A, shape, sigma_y=sigma_y, prior_std=self.data_std) / self.data_std
+
+    def known(
+        self, y: Tensor, A: LinearOperator, shape: tuple[int, ...], sigma_y: Scalar
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What is shown of the measurement at every noise, ``(B, C, H, W)`` over ``data_std``, and what it is,
+        ``(B,)``: ``smooth`` and ``looks`` of :class:`posteriori.conditioning.Conditioning`, ``None`` where there is
+        nothing to show, or nothing to say."""
+        return self.smooth(y, A, shape, sigma_y), None
+
+    def second_look(self, known: Posterior) -> tuple[Tensor, float, Posterior]:
+        """``x_t``, its time and what is known, of the evaluation that gives the mean after a first answer."""
+        assert known.smooth is not None
+        level = torch.tensor(SECOND_LOOK * self.data_std, dtype=torch.float64)
+        t = float(self.schedule.time(level))
+        x_t = float(self.schedule.alpha(torch.tensor(t, dtype=torch.float64))) * self.data_std * known.smooth
+        alpha, sigma = self.scales(x_t, t)
+        looks = x_t.new_full((len(x_t),), 2.0)
+        return x_t, t, replace(known, x_t=x_t, mean=x_t, alpha_t=alpha, sigma_t=sigma, looks=looks)
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Scalar, A: LinearOperator, y: Tensor, sigma_y: Scalar) -> Posterior:
@@ -184,11 +207,17 @@ class Prepared:
     linear: Tensor | None = None
     pivot: Tensor | None = None
     measured: Measured | None = None
-    smooth: Tensor | None = None
 
 
 class NetworkDenoiser(Denoiser):
     """A network as a denoiser of pivots.
+
+    A network with ``smooth_input`` is shown the estimate of :mod:`posteriori.smooth`. One that may look twice
+    (``refine``) first answers that, without any ``x_t``. At every noise it is then shown its answer in the estimate's
+    place (self-conditioning, Chen et al. 2022, arXiv 2208.04202, with one answer for the whole trajectory), and the
+    posterior mean is its answer to that one as if it were ``x_t`` at the noise :data:`SECOND_LOOK` ``s``: the pivot of
+    a picture near the truth, corrected by the measurement. It costs one more evaluation a measurement, however many
+    samples there are, for twice the depth of the mean.
 
     Args:
         backbone: ``F(inputs, c_noise, conditioning) -> (B, *signal)``; ``inputs`` has the signal's shape, ``c_noise``
@@ -235,7 +264,26 @@ class NetworkDenoiser(Denoiser):
         self.sigma_y_range = sigma_y_range
         self.clip = clip
         self.blind_mean = blind_mean
-        self.smooth_input = bool(getattr(backbone, "smooth_input", False))  # of the network, whatever wraps it later
+        # of the network, whatever wraps it later
+        self.smooth_input = bool(getattr(backbone, "smooth_input", False))
+        self.refines = bool(getattr(backbone, "refine", False))
+
+    @torch.no_grad()
+    def known(
+        self, y: Tensor, A: LinearOperator, shape: tuple[int, ...], sigma_y: Scalar
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if not self.refines or isinstance(A, Nothing):
+            return super().known(y, A, shape, sigma_y)
+        first = self.first_look(y, A, shape, sigma_y)
+        return self(first.x_t, self.schedule.t_max, A, y, sigma_y, previous=first).mean / self.data_std, y.new_ones(
+            shape[0]
+        )
+
+    def first_look(self, y: Tensor, A: LinearOperator, shape: tuple[int, ...], sigma_y: Scalar) -> Posterior:
+        """What a network that refines goes by in its first evaluation, at the largest noise with 0 for ``x_t``."""
+        zeros = y.new_zeros(shape)
+        scales = self.scales(zeros, self.schedule.t_max)
+        return Posterior(zeros, zeros, *scales, smooth=self.smooth(y, A, shape, sigma_y))
 
     def prepare(
         self,
@@ -308,11 +356,12 @@ class NetworkDenoiser(Denoiser):
                 inputs, skip = c.input(q_b) * centre, c.skip(q_b) * centre
         s_y = per_sample(sigma_y, x_t).reshape(-1).expand(x_t.shape[0])
         uncertain = (diagonal.sqrt() / s).expand(x_t.shape)
-        smooth = previous.smooth if previous else None
-        smooth = self.smooth(y, A, x_t.shape, sigma_y) if smooth is None else smooth
-        conditioning = Conditioning(linear / s, uncertain, s_y, 1 - left / s**2, smooth=smooth)
+        shown = (previous.smooth, previous.looks) if previous is not None else (None, None)
+        smooth, looks = self.known(y, A, tuple(x_t.shape), sigma_y) if shown[0] is None else shown
+        looks = torch.zeros_like(s_y) if self.refines and looks is None else looks
+        conditioning = Conditioning(linear / s, uncertain, s_y, 1 - left / s**2, smooth=smooth, looks=looks)
         c_noise = self.c_noise(q.expand(x_t.shape[0])).to(x_t.dtype)
-        return Prepared(skip, inputs, c_noise, conditioning, out, left, linear, mu, measured, smooth)
+        return Prepared(skip, inputs, c_noise, conditioning, out, left, linear, mu, measured)
 
     def forward(
         self,
@@ -327,4 +376,5 @@ class NetworkDenoiser(Denoiser):
         prediction = self.backbone(p.inputs, p.c_noise, p.conditioning).to(x_t.dtype)
         mean = p.skip + p.out(prediction)
         mean = mean if self.clip is None else mean.clamp(-self.clip, self.clip)
-        return Posterior(mean, x_t, *self.scales(x_t, t), p.linear, p.pivot, p.measured, p.smooth)
+        shown = p.conditioning
+        return Posterior(mean, x_t, *self.scales(x_t, t), p.linear, p.pivot, p.measured, shown.smooth, shown.looks)

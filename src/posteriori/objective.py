@@ -15,15 +15,16 @@ network's own output, DDPM's "simple" loss for epsilon, the velocity's for a flo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from posteriori.denoise import Conditioning, NetworkDenoiser, Prepared
+from posteriori.denoise import Conditioning, NetworkDenoiser, Posterior, Prepared
+from posteriori.operators import Nothing
 from posteriori.operators.base import LinearOperator, per_sample
 from posteriori.pivot import measure
 from posteriori.schedule import Schedule
@@ -63,6 +64,8 @@ class NoiseLevels:
         top_share: share of samples at the schedule's largest noise exactly, where one evaluation is E[x_0 | y].
         blind_share: share of those at the largest noise that are shown 0 in place of ``x_t``, which says next to
             nothing there: the posterior mean is then learned without noise to be ignored.
+        first_share: of a network that looks twice, the share of those blind ones that are its first look. All other
+            samples are shown the answer of a first look, made in the same step and not trained through.
         high_low: lower end of the high noise.
     """
 
@@ -72,6 +75,7 @@ class NoiseLevels:
     high_share: float = 0.2
     top_share: float = 0.1
     blind_share: float = 0.0
+    first_share: float = 0.3
     high_low: float = 1.0
 
     def draw(self, n: int, schedule: Schedule, generator: torch.Generator | None = None) -> Tensor:
@@ -129,6 +133,71 @@ class LossScale(nn.Module):
         return result
 
 
+@dataclass
+class _Drawn:
+    """A problem with its noise.
+
+    Attributes:
+        blind: 1 for the samples that are not shown their ``x_t``.
+        known: of a network that looks twice, what it is shown.
+        top: the evaluation that its first answer came from, and which of its samples learn the second look, 1 or 0.
+    """
+
+    problem: Problem
+    t: Tensor
+    x_t: Tensor
+    y: Tensor
+    blind: Tensor
+    known: Posterior | None = None
+    top: Prepared | None = None
+    second: Tensor | None = None
+
+
+def _evaluate(
+    denoiser: NetworkDenoiser, prepared: Sequence[Prepared], classes: Tensor | None = None
+) -> tuple[list[Tensor], Tensor, Conditioning]:
+    """The means of several problems by one evaluation of the network, and what it was told."""
+    conditioning = replace(Conditioning.join([p.conditioning for p in prepared]), classes=classes)
+    c_noise = torch.cat([p.c_noise for p in prepared])
+    prediction = denoiser.backbone(torch.cat([p.inputs for p in prepared]), c_noise, conditioning).float()
+    outputs = prediction.split([len(p.inputs) for p in prepared])
+    return [p.skip + p.out(f) for p, f in zip(prepared, outputs, strict=True)], c_noise, conditioning
+
+
+def _look_twice(denoiser: NetworkDenoiser, drawn: Sequence[_Drawn], first_share: float, generator: Any) -> None:
+    """Show the first answer to all samples but the first looks among the blind ones; the others of those become second
+    looks."""
+    measured = [d for d in drawn if not isinstance(d.problem.A, Nothing)]
+    firsts = []
+    for d in measured:
+        first = denoiser.first_look(d.y, d.problem.A, tuple(d.x_t.shape), d.problem.sigma_y)
+        d.top = denoiser.prepare(first.x_t, denoiser.schedule.t_max, d.problem.A, d.y, d.problem.sigma_y, first)
+        firsts.append(first)
+    if not measured:
+        return
+    classes = [d.problem.classes for d in measured if d.problem.classes is not None]
+    tops = [d.top for d in measured if d.top is not None]
+    means, _, _ = _evaluate(denoiser, tops, torch.cat(classes) if classes else None)
+    for d, first, top, mean in zip(measured, firsts, tops, means, strict=True):
+        assert first.smooth is not None
+        once = torch.rand(len(d.t), generator=generator, dtype=torch.float64).to(d.t.device) < first_share
+        d.second = (d.blind * ~once).to(d.x_t)
+        answered = (1 - d.blind * once).to(d.x_t)
+        smooth = torch.where(per_sample(answered, mean) > 0, mean / denoiser.data_std, first.smooth)
+        known = replace(first, smooth=smooth, looks=answered, measured=top.measured)
+        x_t, t, _ = denoiser.second_look(known)
+        d.x_t = torch.where(per_sample(d.second, x_t) > 0, x_t, d.x_t)
+        d.t = torch.where(d.second > 0, t, d.t)
+        d.known = replace(known, looks=answered + d.second)
+
+
+def _of_first(drawn: _Drawn, value: Tensor, of: Callable[[Prepared], Tensor]) -> Tensor:
+    """A value of every sample, ``(B,)``; that of the first look where the sample is a second."""
+    if drawn.top is None or drawn.second is None:
+        return value
+    return torch.where(drawn.second > 0, of(drawn.top), value)
+
+
 def eps_loss(
     denoiser: NetworkDenoiser,
     problems: Sequence[Problem],
@@ -158,30 +227,38 @@ def eps_loss(
         raise ValueError("classes are given for some problems of a batch only: give them for all, or for none")
     prepared: list[Prepared] = []
     expected: list[Tensor] = []
+    drawn: list[_Drawn] = []
     with torch.no_grad():
         for p in problems:
             t = levels.draw(p.x_0.shape[0], denoiser.schedule, generator).to(p.x_0.device)
             alpha, sigma = denoiser.scales(p.x_0, t)
             x_t = alpha * p.x_0 + sigma * torch.randn_like(p.x_0)
-            x_t = x_t * per_sample(levels.seen(t, denoiser.schedule, generator), x_t)
-            y = measure(p.A, p.x_0, p.sigma_y)
-            prepared.append(denoiser.prepare(x_t, t, p.A, y, p.sigma_y))
-            own = denoiser.scaling.out(denoiser.schedule.ratio(t)).square().to(p.x_0.dtype)
-            expected.append(prepared[-1].variance if weight == "expected" else own)
-    conditioning = Conditioning.join([p.conditioning for p in prepared])
-    conditioning = replace(conditioning, classes=torch.cat(classes) if classes else None)
-    c_noise = torch.cat([p.c_noise for p in prepared])
-    prediction = denoiser.backbone(torch.cat([p.inputs for p in prepared]), c_noise, conditioning).float()
+            seen = levels.seen(t, denoiser.schedule, generator)
+            x_t = x_t * per_sample(seen, x_t)
+            drawn.append(_Drawn(p, t, x_t, measure(p.A, p.x_0, p.sigma_y), 1 - seen))
+            own = denoiser.scaling.out(denoiser.schedule.ratio(t)).square().to(x_t.dtype)
+            expected.append(own)
+        if denoiser.refines:
+            _look_twice(denoiser, drawn, levels.first_share, generator)
+        for k, d in enumerate(drawn):
+            prepared.append(denoiser.prepare(d.x_t, d.t, d.problem.A, d.y, d.problem.sigma_y, d.known))
+            if weight == "expected":
+                expected[k] = _of_first(d, prepared[k].variance, lambda p: p.variance)
+    means, c_noise, conditioning = _evaluate(denoiser, prepared, torch.cat(classes) if classes else None)
     losses = []
-    start = 0
-    for problem, parts, variance in zip(problems, prepared, expected, strict=True):
-        size = problem.x_0.shape[0]
-        mean = parts.skip + parts.out(prediction[start : start + size])
+    for problem, mean, variance in zip(problems, means, expected, strict=True):
         error = (mean - problem.x_0).square().flatten(1).mean(1)
         losses.append(error / variance)
-        start += size
     each = torch.cat(losses)
     if scale is None:
         return each.mean(), each.detach()
-    level = scale(c_noise, conditioning)
+    # a second look is as hard as the first: it is the same question
+    c_noise = torch.cat([_of_first(d, p.c_noise, lambda p: p.c_noise) for d, p in zip(drawn, prepared, strict=True)])
+    known = torch.cat(
+        [
+            _of_first(d, p.conditioning.known, lambda p: p.conditioning.known)
+            for d, p in zip(drawn, prepared, strict=True)
+        ]
+    )
+    level = scale(c_noise, replace(conditioning, known=known))
     return (each * (-level).exp() + level).mean(), each.detach()

@@ -48,7 +48,7 @@ class ExactPosterior:
         # one shape for the values of every sample, whichever of those that per_sample takes was given
         self.sigma_y = sigma_y.reshape(-1) if isinstance(sigma_y, Tensor) and sigma_y.numel() > 1 else sigma_y
         self.shape = (y.shape[0], *A.signal_shape(y.shape[1:]))
-        self._smooth: Tensor | None = None
+        self._shown: tuple[Tensor | None, Tensor | None] | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -68,9 +68,10 @@ class ExactPosterior:
         """What depends on the measurement alone, solved for once, as an answer of which nothing else is known."""
         if not self.denoiser.smooth_input:
             return None
-        if self._smooth is None:
-            self._smooth = self.denoiser.smooth(self.y, self.A, self.shape, self.sigma_y)
-        return Posterior(x_t, x_t, *self.denoiser.scales(x_t, t), smooth=self._smooth)
+        if self._shown is None:
+            self._shown = self.denoiser.known(self.y, self.A, self.shape, self.sigma_y)
+        smooth, looks = self._shown
+        return Posterior(x_t, x_t, *self.denoiser.scales(x_t, t), smooth=smooth, looks=looks)
 
     def denoise_at(self, x: Tensor, alpha: Scalar, sigma: Scalar, previous: Posterior | None = None) -> Posterior:
         """:meth:`denoise` on any interpolant, see :meth:`Denoiser.denoise_at`."""
@@ -82,17 +83,27 @@ class ExactPosterior:
         return self.denoise(x_t, t).score
 
     @torch.no_grad()
-    def mean(self, seed: int | Sequence[int] = 0) -> Tensor:
+    def mean(self, seed: int | Sequence[int] = 0, looks: int = 2) -> Tensor:
         """``E[x_0 | y]``, the minimum mean squared error estimate, by one evaluation at the largest noise.
+
+        A network that looks twice (``denoiser.refines``) spends another one before, once a measurement, and answers to
+        that answer: see :class:`posteriori.denoise.NetworkDenoiser`.
 
         Args:
             seed: of the noise that stands for ``x_t``, of which the answer is all but independent; one number, or one
                 per measurement. A network that was trained to do without sees none (``blind_mean``).
+            looks: of a network that looks twice, how often it does: 1 is its first answer.
 
         Raises:
             ValueError: on as many seeds as do not fit.
         """
         t = self.schedule.t_max
+        known = self._known(self.y, t)
+        if known is not None and known.looks is not None:
+            if looks > 1:
+                return self.denoise(*self.denoiser.second_look(known)).mean
+            assert known.smooth is not None
+            return known.smooth * self.denoiser.data_std
         rows = [torch.randn(self.shape[1:], generator=g) for g in sample_generators(seed, self.shape[0])]
         blind = self.denoiser.blind_mean
         sigma = 0.0 if blind else float(self.schedule.sigma(torch.tensor(t, dtype=torch.float64)))
@@ -111,5 +122,7 @@ class ExactPosterior:
             sigma_y = sigma_y.repeat(n)
         copies = ExactPosterior(self.denoiser, self.A, self.y.repeat(n, *[1] * (self.y.ndim - 1)), sigma_y)
         known = self._known(self.y.new_zeros(1), self.schedule.t_max)
-        copies._smooth = None if known is None or known.smooth is None else known.smooth.repeat(n, 1, 1, 1)
+        if known is not None and known.smooth is not None:
+            looks = None if known.looks is None else known.looks.repeat(n)
+            copies._shown = known.smooth.repeat(n, 1, 1, 1), looks
         return copies

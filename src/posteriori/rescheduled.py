@@ -36,6 +36,11 @@ class Rescheduled(Denoiser):
         self.warm = denoiser.warm
         self.stand_for(denoiser)
 
+    def known(
+        self, y: Tensor, A: LinearOperator, shape: tuple[int, ...], sigma_y: Scalar
+    ) -> tuple[Tensor | None, Tensor | None]:
+        return self.denoiser.known(y, A, shape, sigma_y)
+
     def forward(
         self,
         x_t: Tensor,

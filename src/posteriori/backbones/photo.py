@@ -86,6 +86,10 @@ class PhotoNet(nn.Module):
         embedding: width of the embedding of the noise levels and of how much is known.
         smooth_input: show the network the estimate of :mod:`posteriori.smooth` too, and add it to the output, with a
             gain that the network says for every pixel.
+        refine: look twice, see :class:`posteriori.denoise.NetworkDenoiser`; with ``smooth_input``.
+
+    Raises:
+        ValueError: on settings that do not fit each other.
 
     Shape:
         ``inputs`` and all parts of the conditioning ``(B, image_channels, H, W)``, ``c_noise`` ``(B,)``; the output is
@@ -106,21 +110,29 @@ class PhotoNet(nn.Module):
         blocks: Sequence[int] = (2, 2, 2, 2),
         embedding: int = 256,
         smooth_input: bool = False,
+        refine: bool = False,
     ) -> None:
         super().__init__()
         if len(channels) != len(blocks) or not channels:
             raise ValueError("channels and blocks need one entry per level")
+        if refine and not smooth_input:
+            raise ValueError("refine replaces the smooth estimate by the first answer: it needs smooth_input too")
         self.config = {
             "image_channels": image_channels,
             "channels": list(channels),
             "blocks": list(blocks),
             "embedding": embedding,
             **({"smooth_input": True} if smooth_input else {}),
+            **({"refine": True} if refine else {}),
         }
-        self.smooth_input = smooth_input
+        self.smooth_input, self.refine = smooth_input, refine
         self.widths = tuple(channels)
         self.register_buffer("frequencies", torch.exp(torch.linspace(math.log(0.25), math.log(16.0), 16)))
         self.embed = nn.Sequential(nn.Linear(96, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+        # what the embedding is told of the looks before
+        self.looks = nn.Embedding(3, embedding) if refine else None
+        if self.looks is not None:
+            nn.init.zeros_(self.looks.weight)
         self.stem = nn.Conv2d((4 if smooth_input else 3) * image_channels * 4, channels[0], 3, padding=1)
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
@@ -144,12 +156,19 @@ class PhotoNet(nn.Module):
         self.readout = nn.Conv2d(channels[0], outputs, 1)
         _zero(self.readout)
 
-    def widened(self) -> PhotoNet:
-        """This network with ``smooth_input``, what is new at zero weight: the same function until it is trained."""
-        config: dict[str, Any] = {**self.config, "smooth_input": True}
+    def widened(self, refine: bool = False) -> PhotoNet:
+        """This network with ``smooth_input``, and ``refine`` if asked for, what is new at zero weight: it answers as
+        before until it is trained, and with ``refine`` takes its own answer for a smooth estimate."""
+        config: dict[str, Any] = {**self.config, "smooth_input": True, **({"refine": True} if refine else {})}
         wide = PhotoNet(**config)
-        wide.load_state_dict(enlarged(self.state_dict(), wide.state_dict()))
+        new = wide.state_dict()
+        wide.load_state_dict({k: torch.zeros_like(v) for k, v in new.items()} | enlarged(self.state_dict(), new))
         return wide
+
+    @property
+    def width_of_view(self) -> int:
+        """Ways in which it is shown the measurement beside its linear estimate; those of more are widened ones."""
+        return self.smooth_input + self.refine
 
     @property
     def stride(self) -> int:
@@ -187,6 +206,8 @@ class PhotoNet(nn.Module):
         labels = conditioning.labels(c_noise)
         angles = (labels[:, :, None] * self.frequencies * math.pi).flatten(1)
         embedding = self.embed(torch.cat([angles.cos(), angles.sin()], 1))
+        if self.looks is not None and conditioning.looks is not None:
+            embedding = embedding + self.looks(conditioning.looks.long()).to(embedding)
 
         x = self.stem_modulation(self.stem(functional.pixel_unshuffle(x, 2)), embedding)
         skips = []

@@ -68,6 +68,12 @@ class DenoiserModel(Denoiser, ModelMixin, ConfigMixin):
         """What the model is, was trained on and knows."""
         return cast("Any", self).config["card"]
 
+    def known(
+        self, y: Tensor, A: LinearOperator, shape: tuple[int, ...], sigma_y: Scalar
+    ) -> tuple[Tensor | None, Tensor | None]:
+        with self._precision(y):
+            return self.denoiser.known(y, A, shape, sigma_y)
+
     def forward(
         self,
         x_t: Tensor,
@@ -77,9 +83,12 @@ class DenoiserModel(Denoiser, ModelMixin, ConfigMixin):
         sigma_y: Scalar,
         previous: Posterior | None = None,
     ) -> Posterior:
-        dtype: torch.dtype = cast("Any", self).dtype
-        with torch.autocast(x_t.device.type, dtype, enabled=dtype in (torch.float16, torch.bfloat16)):
+        with self._precision(x_t):
             return self.denoiser(x_t, t, A, y, sigma_y, previous=previous)
+
+    def _precision(self, like: Tensor) -> torch.autocast:
+        dtype: torch.dtype = cast("Any", self).dtype
+        return torch.autocast(like.device.type, dtype, enabled=dtype in (torch.float16, torch.bfloat16))
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         if self.card is None:

@@ -76,9 +76,14 @@ def _widened(start: nn.Module, target: nn.Module) -> nn.Module:
     """The network with the inputs and outputs that only the target has, at zero weight."""
     if isinstance(start, UNetBackbone) and isinstance(target, UNetBackbone) and target.conditioned > start.conditioned:
         return UNetBackbone.from_pretrained(start.network, sign=start.sign, smooth_input=target.smooth_input)
-    for kind in (PhotoNet, UNetBackbone):
-        if isinstance(start, kind) and isinstance(target, kind) and target.smooth_input > start.smooth_input:
-            return start.widened()
+    if (
+        isinstance(start, UNetBackbone)
+        and isinstance(target, UNetBackbone)
+        and target.smooth_input > start.smooth_input
+    ):
+        return start.widened()
+    if isinstance(start, PhotoNet) and isinstance(target, PhotoNet) and target.width_of_view > start.width_of_view:
+        return start.widened(target.refine)
     return start
 
 
