@@ -4,7 +4,7 @@
 
     denoiser = po.load("photo")
     posterior = po.ExactPosterior(denoiser, A, y, sigma_y=0.05)
-    mean = posterior.mean()                          # E[x_0 | y], one network evaluation
+    mean = posterior.mean()                          # E[x_0 | y], one network evaluation (two of "photo")
     samples = po.sample(posterior, n=8, nfe=20, seed=0)
 
 The names below are loaded when they are first used: ``import posteriori`` costs milliseconds, torch seconds.

@@ -234,7 +234,7 @@ def _demo_table(rows: list[DemoRow]) -> Table:
     s = rows[0].result.report["sigma_y"]
     table = Table(title=f"PSNR in dB; sigma_y {s:g} in [-1, 1] = {s * 127.5:.1f} in 0-255", title_justify="left")
     table.add_column("task")
-    for column in ("input", "linear", "1-NFE mean", "sample", "residual", "of sample", "seconds"):
+    for column in ("input", "linear", "mean", "sample", "residual", "of sample", "seconds"):
         table.add_column(column, justify="right")
     for row in rows:
         report = row.result.report
@@ -248,7 +248,7 @@ def _demo_table(rows: list[DemoRow]) -> Table:
 
 
 def _measured(card: dict[str, Any]) -> str:
-    """The figures of a card, one line per task: PSNR of the mean from one evaluation, beside total variation."""
+    """The figures of a card, one line per task: PSNR of the mean, beside total variation."""
     figures = card.get("figures", {})
     tasks = figures.get("tasks") if isinstance(figures, dict) else None
     if not tasks:

@@ -174,7 +174,7 @@ def restore(
 
     Photos may have 16x16 to 2048x2048 pixels, in colour, grey, transparent or 16-bit grey.
 
-    OUTPUT/<photo>/ gets mmse.png (posterior mean, 1 evaluation), sample-NN.png, mean.png and std.png (of the samples),
+    OUTPUT/<photo>/ gets mmse.png (posterior mean), sample-NN.png, mean.png and std.png (of the samples),
     report.png (all on one sheet) and report.json (figures). Photos finished with the same settings are skipped.
 
     With --degrade the measurement is kept as measurement.npy, which can be restored like a photo; an 8-bit file would

@@ -95,7 +95,7 @@ def demo_sheet(rows: list[DemoRow]) -> Image.Image:
         cells.append([
             (f"measurement\n{db['input']:.1f} dB", r.picture(r.problem.shown)),
             (f"linear estimate\n{db['linear']:.1f} dB", r.picture(r.linear)),
-            (f"posterior mean, 1 evaluation\n{db['mmse']:.1f} dB", r.picture(r.mmse)),
+            (f"posterior mean\n{db['mmse']:.1f} dB", r.picture(r.mmse)),
             *((f"sample {k + 1}\n{db['samples'][k]:.1f} dB, residual {residual[k]:.2f}", r.picture(r.samples[k]))
               for k in range(min(2, len(r.samples)))),
             ("standard deviation\nof the samples", with_colour_bar(picture, top)),

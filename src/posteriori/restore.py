@@ -92,7 +92,7 @@ class Restoration:
 
     Attributes:
         problem: what was solved.
-        mmse: estimate of one evaluation, or ``None``.
+        mmse: posterior mean in one evaluation or two, or ``None``.
         mean: mean of the samples, or the method's single answer.
         linear: the linear estimate.
         samples: ``(n, 1, C, H, W)``, or ``None``.
@@ -270,7 +270,7 @@ def report_sheet(result: Restoration, title: str) -> Image.Image:
     db = figures["psnr"] or dict.fromkeys(("input", "linear", "mmse", "mean", "samples"))
     add("input", p.shown, db["input"])
     add("linear estimate", result.linear, db["linear"], residual["linear"])
-    add("posterior mean, 1 evaluation", result.mmse, db["mmse"], residual["mmse"])
+    add("posterior mean", result.mmse, db["mmse"], residual["mmse"])
     drawn = [] if result.samples is None else list(result.samples[:8])
     add(f"mean of {figures['method']} samples" if drawn else figures["method"], result.mean, db["mean"],
         residual["mean"])  # fmt: skip

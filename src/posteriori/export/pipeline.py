@@ -208,7 +208,7 @@ class PosteriorPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def mean(self, y: Tensor, A: LinearOperator, sigma_y: Scalar) -> Tensor:
-        """``E[x_0 | y]`` by one evaluation of the network, ``(B, *signal)``; arguments as for samples."""
+        """``E[x_0 | y]`` by one evaluation of the network, or two, ``(B, *signal)``; arguments as for samples."""
         mean = self._problem(y, A, sigma_y).mean()
         self.maybe_free_model_hooks()
         return mean

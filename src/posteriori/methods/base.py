@@ -49,7 +49,8 @@ class Estimate:
     """What a method says about ``x_0``.
 
     Attributes:
-        mmse: ``E[x_0 | y]`` from one evaluation ``(B, *signal)``; ``None`` when the method makes no such estimate.
+        mmse: ``E[x_0 | y]`` from one evaluation, or two, ``(B, *signal)``; ``None`` when the method makes no such
+            estimate.
         point: the method's single answer, when it draws no samples.
         samples: ``(n, B, *signal)``, or ``None``.
         evaluations: of the network, for all ``n`` samples together.

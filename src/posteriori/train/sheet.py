@@ -82,7 +82,7 @@ class Sheets:
         kind = "validation" if self.unseen else "training"
         return contact_sheet(
             rows, titles, heading=f"{self.recipe.name}, step {step}", cell=160,
-            footer=f"{kind} images; mean: 1 evaluation; sample: {NFE} evaluations; averaged weights",
+            footer=f"{kind} images; sample: {NFE} evaluations; averaged weights",
         )  # fmt: skip
 
     def write(self, denoiser: NetworkDenoiser, step: int, folder: Path) -> Path:
