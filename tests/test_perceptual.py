@@ -114,3 +114,24 @@ def test_every_name_has_its_own_titles() -> None:
     titles = (Lite0.frechet_name, Lite0.kernel_name, Lite0.distance_name)
     assert not any(word in title for title in titles for word in ("FID", "KID", "LPIPS"))
     assert perceptual.InceptionLpips.frechet_name == "FID"
+
+
+def test_what_is_remembered_is_of_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that differ in one value, or a tensor that was changed in place, would have the features of others; or
+    nothing would be remembered, or everything."""
+    network = feature_network("lite0")
+    runs: list[int] = []
+    run = network._run
+    monkeypatch.setattr(network, "_run", lambda x: runs.append(len(x)) or run(x))
+    x = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    before = network.features(x)
+    assert float(network.distance(x, x).max()) == 0
+    assert runs == [2]
+    x[1, 0, 3, 3] += 0.5
+    after = network.features(x)
+    assert torch.equal(after[0], before[0])
+    assert not torch.equal(after[1], before[1])
+    torch.testing.assert_close(after, run(x)[1].mean((2, 3)))
+    monkeypatch.setattr("posteriori.perceptual.REMEMBERED", 1)
+    network.distance(x, x.flip(0))
+    assert len(network._known) == 2
