@@ -94,16 +94,18 @@ def test_narrow_samples_are_noticed(problems: list[tuple[Tensor, Tensor, Tensor,
     assert "**" in table({"random": rows_of(problems[:6])})
 
 
-def test_deviation_that_is_everywhere_the_same_has_no_slope(
+def test_deviation_in_the_wrong_places_has_no_slope(
     problems: list[tuple[Tensor, Tensor, Tensor, Tensor]],
 ) -> None:
-    """The right total spread in the wrong places passes every pooled figure but this one."""
+    """The right total spread in the wrong places passes every pooled figure but this one. Deviations differ by chance:
+    were they all the same, the slope would be that of a line through one point."""
     spread = math.sqrt(np.mean([float(x.var(0).mean()) for x, *_ in problems]))
     generator = torch.Generator().manual_seed(1)
-    rows = [
-        calibration(m + spread * torch.randn(SAMPLES, *m.shape, generator=generator, dtype=m.dtype), m, x_0)
-        for _, m, x_0, _ in problems
-    ]
+    rows = []
+    for _, m, x_0, _ in problems:
+        places = (0.5 * torch.randn(m.shape, generator=generator, dtype=m.dtype)).exp() * math.exp(-(0.5**2))
+        noise = torch.randn(SAMPLES, *m.shape, generator=generator, dtype=m.dtype)
+        rows.append(calibration(m + spread * places * noise, m, x_0))
     found = pooled(rows)
     assert found["ratio"][0] == pytest.approx(1.0, abs=0.1)
     assert abs(found["slope"][0]) < 0.2
