@@ -19,7 +19,7 @@ from posteriori.methods import get_method
 from posteriori.objective import NoiseLevels, Problem, eps_loss
 from posteriori.operators import Identity, Inpainting, LinearOperator, Nothing
 from posteriori.pivot import measure
-from posteriori.recipe import CropSize, Recipe
+from posteriori.recipe import CropSize, Recipe, RecipeError
 from posteriori.rescheduled import Rescheduled
 from posteriori.smooth import smooth_estimate
 from posteriori.train.network import build
@@ -193,7 +193,7 @@ def test_a_network_that_looked_once_begins_as_it_was(tmp_path: Path) -> None:
     twice = build(
         Recipe(
             "twice", [PhotoSource("none")], {"kind": "photo", **once.backbone.config, "refine": True},
-            [CropSize(16, 2)], init=str(tmp_path / "once"),
+            [CropSize(16, 2)], init=str(tmp_path / "once"), noise=NoiseLevels(blind_share=0.5),
         )
     )  # fmt: skip
     assert not twice.backbone.looks.weight.any()
@@ -215,3 +215,17 @@ def test_it_needs_the_smooth_estimate() -> None:
     """There would be nowhere to show the first answer."""
     with pytest.raises(ValueError, match="smooth_input"):
         PhotoNet(3, (8, 12), (1, 1), 16, refine=True)
+
+
+def test_both_looks_must_be_trained() -> None:
+    """The mean would be the answer to a question that the network was never asked."""
+    config = {
+        "kind": "photo",
+        "image_channels": 3,
+        "channels": [8],
+        "blocks": [1],
+        "smooth_input": True,
+        "refine": True,
+    }
+    with pytest.raises(RecipeError, match="blind_share"):
+        build(Recipe("blind", [PhotoSource("none")], config, [CropSize(16, 2)]))

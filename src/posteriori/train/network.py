@@ -61,6 +61,11 @@ def build(recipe: Recipe) -> NetworkDenoiser:
         denoiser = build_denoiser(card_of(recipe, 0))
     except (TypeError, ValueError) as error:
         raise RecipeError(f"network, schedule, scaling or preconditioning: {error}") from None
+    if denoiser.refines and not recipe.noise.top_share * recipe.noise.blind_share:
+        raise RecipeError(
+            "network.refine: both looks are learned from samples that see no x_t, of which there are none: "
+            "set noise.top_share and noise.blind_share, for example to 0.3 and 0.6"
+        )
     if recipe.init:
         try:
             denoiser.backbone.load_state_dict(_widened(load(recipe.init).backbone, denoiser.backbone).state_dict())
