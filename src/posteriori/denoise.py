@@ -275,9 +275,8 @@ class NetworkDenoiser(Denoiser):
         if not self.refines or isinstance(A, Nothing):
             return super().known(y, A, shape, sigma_y)
         first = self.first_look(y, A, shape, sigma_y)
-        return self(first.x_t, self.schedule.t_max, A, y, sigma_y, previous=first).mean / self.data_std, y.new_ones(
-            shape[0]
-        )
+        answer = self(first.x_t, self.schedule.t_max, A, y, sigma_y, previous=first).mean
+        return answer / self.data_std, y.new_ones(shape[0])
 
     def first_look(self, y: Tensor, A: LinearOperator, shape: tuple[int, ...], sigma_y: Scalar) -> Posterior:
         """What a network that refines goes by in its first evaluation, at the largest noise with 0 for ``x_t``."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -154,31 +154,34 @@ class _Drawn:
 
 
 def _evaluate(
-    denoiser: NetworkDenoiser, prepared: Sequence[Prepared], classes: Tensor | None = None
-) -> tuple[list[Tensor], Tensor, Conditioning]:
+    denoiser: NetworkDenoiser, prepared: Sequence[Prepared], problems: Sequence[Problem]
+) -> tuple[list[Tensor], Conditioning]:
     """The means of several problems by one evaluation of the network, and what it was told."""
-    conditioning = replace(Conditioning.join([p.conditioning for p in prepared]), classes=classes)
+    classes = [p.classes for p in problems if p.classes is not None]
+    conditioning = Conditioning.join([p.conditioning for p in prepared])
+    conditioning = replace(conditioning, classes=torch.cat(classes) if classes else None)
     c_noise = torch.cat([p.c_noise for p in prepared])
     prediction = denoiser.backbone(torch.cat([p.inputs for p in prepared]), c_noise, conditioning).float()
     outputs = prediction.split([len(p.inputs) for p in prepared])
-    return [p.skip + p.out(f) for p, f in zip(prepared, outputs, strict=True)], c_noise, conditioning
+    return [p.skip + p.out(f) for p, f in zip(prepared, outputs, strict=True)], conditioning
 
 
-def _look_twice(denoiser: NetworkDenoiser, drawn: Sequence[_Drawn], first_share: float, generator: Any) -> None:
+def _look_twice(
+    denoiser: NetworkDenoiser, drawn: Sequence[_Drawn], first_share: float, generator: torch.Generator | None
+) -> None:
     """Show the first answer to all samples but the first looks among the blind ones; the others of those become second
     looks."""
     measured = [d for d in drawn if not isinstance(d.problem.A, Nothing)]
-    firsts = []
-    for d in measured:
-        first = denoiser.first_look(d.y, d.problem.A, tuple(d.x_t.shape), d.problem.sigma_y)
-        d.top = denoiser.prepare(first.x_t, denoiser.schedule.t_max, d.problem.A, d.y, d.problem.sigma_y, first)
-        firsts.append(first)
     if not measured:
         return
-    classes = [d.problem.classes for d in measured if d.problem.classes is not None]
-    tops = [d.top for d in measured if d.top is not None]
-    means, _, _ = _evaluate(denoiser, tops, torch.cat(classes) if classes else None)
+    firsts = [denoiser.first_look(d.y, d.problem.A, tuple(d.x_t.shape), d.problem.sigma_y) for d in measured]
+    tops = [
+        denoiser.prepare(first.x_t, denoiser.schedule.t_max, d.problem.A, d.y, d.problem.sigma_y, first)
+        for d, first in zip(measured, firsts, strict=True)
+    ]
+    means, _ = _evaluate(denoiser, tops, [d.problem for d in measured])
     for d, first, top, mean in zip(measured, firsts, tops, means, strict=True):
+        d.top = top
         assert first.smooth is not None
         once = torch.rand(len(d.t), generator=generator, dtype=torch.float64).to(d.t.device) < first_share
         d.second = (d.blind * ~once).to(d.x_t)
@@ -191,11 +194,11 @@ def _look_twice(denoiser: NetworkDenoiser, drawn: Sequence[_Drawn], first_share:
         d.known = replace(known, looks=answered + d.second)
 
 
-def _of_first(drawn: _Drawn, value: Tensor, of: Callable[[Prepared], Tensor]) -> Tensor:
+def _of_first(drawn: _Drawn, prepared: Prepared, of: Callable[[Prepared], Tensor]) -> Tensor:
     """A value of every sample, ``(B,)``; that of the first look where the sample is a second."""
     if drawn.top is None or drawn.second is None:
-        return value
-    return torch.where(drawn.second > 0, of(drawn.top), value)
+        return of(prepared)
+    return torch.where(drawn.second > 0, of(drawn.top), of(prepared))
 
 
 def eps_loss(
@@ -243,8 +246,8 @@ def eps_loss(
         for k, d in enumerate(drawn):
             prepared.append(denoiser.prepare(d.x_t, d.t, d.problem.A, d.y, d.problem.sigma_y, d.known))
             if weight == "expected":
-                expected[k] = _of_first(d, prepared[k].variance, lambda p: p.variance)
-    means, c_noise, conditioning = _evaluate(denoiser, prepared, torch.cat(classes) if classes else None)
+                expected[k] = _of_first(d, prepared[k], lambda p: p.variance)
+    means, conditioning = _evaluate(denoiser, prepared, problems)
     losses = []
     for problem, mean, variance in zip(problems, means, expected, strict=True):
         error = (mean - problem.x_0).square().flatten(1).mean(1)
@@ -253,12 +256,7 @@ def eps_loss(
     if scale is None:
         return each.mean(), each.detach()
     # a second look is as hard as the first: it is the same question
-    c_noise = torch.cat([_of_first(d, p.c_noise, lambda p: p.c_noise) for d, p in zip(drawn, prepared, strict=True)])
-    known = torch.cat(
-        [
-            _of_first(d, p.conditioning.known, lambda p: p.conditioning.known)
-            for d, p in zip(drawn, prepared, strict=True)
-        ]
-    )
+    c_noise = torch.cat([_of_first(d, p, lambda p: p.c_noise) for d, p in zip(drawn, prepared, strict=True)])
+    known = torch.cat([_of_first(d, p, lambda p: p.conditioning.known) for d, p in zip(drawn, prepared, strict=True)])
     level = scale(c_noise, replace(conditioning, known=known))
     return (each * (-level).exp() + level).mean(), each.detach()
