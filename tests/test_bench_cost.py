@@ -14,8 +14,9 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 import posteriori as po
+from posteriori.backbones.cards import build_denoiser
 from posteriori.bench import cost
-from posteriori.bench.cost import ITERATIVE, NETWORK, Contest, Stopwatch, contests, in_turn, main, unconditional
+from posteriori.bench.cost import ITERATIVE, NETWORKS, Contest, Stopwatch, contests, in_turn, main, unconditional
 from posteriori.bench.cost_report import median_interval, paper_ratios, write_report
 from posteriori.bench.runner import Rows
 from posteriori.denoise import Conditioning, NetworkDenoiser
@@ -156,7 +157,28 @@ def test_every_method_with_a_network_meets_every_task() -> None:
 
 
 def test_network_is_that_of_the_recipe() -> None:
-    assert load_recipe(ROOT / "recipes/lfw-32-eps.yaml").network == NETWORK
+    recipe = load_recipe(ROOT / "recipes/lfw-32-eps.yaml")
+    assert recipe.network == {**NETWORKS["photo"], "refine": True}
+    large = load_recipe(ROOT / "recipes/lfw-64-eps.yaml")
+    differs = {k for k, v in large.network.items() if NETWORKS["unet"].get(k) != v}
+    assert differs <= {"smooth_input", "sample_size", "block_out_channels", "attention_head_dim"}
+
+
+def test_a_second_look_is_counted_and_paid_for() -> None:
+    """A network that looks twice would be compared with a sampler that has one evaluation less."""
+    small = {"channels": [4, 6], "blocks": [1, 1], "embedding": 8}
+    card = {
+        "network": {**NETWORKS["photo"], **small, "refine": True}, "schedule": {"kind": "VE"},
+        "scaling": {"kind": "edm", "data_std": 0.5}, "preconditioning": "spectral", "sigma_y_range": None,
+    }  # fmt: skip
+    looks_twice = build_denoiser(card).eval().requires_grad_(False)
+    run, bare, facts = Contest("eps", "euler", "random").prepare(looks_twice, LIKE, 4, 0.05)
+    passes: list[int] = []
+    looks_twice.backbone.register_forward_hook(lambda *_: passes.append(1))
+    run()
+    of_eps = len(passes)
+    bare()
+    assert (of_eps, len(passes) - of_eps, facts["evaluations"]) == (5, 5, 5)
 
 
 @pytest.mark.parametrize("n", [6, 7, 20, 21, 100])
@@ -189,7 +211,7 @@ def run(out: Path, count: int, *more: str) -> list[dict[str, Any]]:
 def test_a_run_continues_and_repeats_no_turn(
     tmp_path: Path, denoiser: NetworkDenoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cost, "small_model", lambda: denoiser)
+    monkeypatch.setattr(cost, "small_model", lambda network: denoiser)
     monkeypatch.setattr(cost, "clock_of", lambda device: denoiser.backbone.work)
     chosen = ("--methods", "eps", "ddnm", "--tasks", "random", ITERATIVE)
     first = run(tmp_path, 2, *chosen)
@@ -212,7 +234,7 @@ def test_a_run_continues_and_repeats_no_turn(
 
 
 def test_report(tmp_path: Path) -> None:
-    setting = {"model": "small", "device": "cpu", "threads": 1, "nfe": 5, "batch": 4, "size": 32}
+    setting = {"model": "photo", "device": "cpu", "threads": 1, "nfe": 5, "batch": 4, "size": 32}
     rows = Rows(tmp_path / "rows.jsonl")
     shown = []
 

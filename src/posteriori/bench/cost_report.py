@@ -220,7 +220,11 @@ def write_report(rows: Sequence[Row], document: Path, paper: str | Path | None =
         raise ValueError("there are no rows to report")
     first = found[0].first
     where = f"{first['threads']} thread{'s' * (first['threads'] > 1)} of a CPU" if first["device"] == "cpu" else "a GPU"
-    model = "the network of the 32-pixel recipes" if first["model"] == "small" else f"model {Path(first['model']).name}"
+    networks = {
+        "photo": "the network of the 32-pixel recipes",
+        "unet": "a small diffusers U-Net without the smooth estimate",
+    }
+    model = networks.get(first["model"], f"model {Path(first['model']).name}")
     setting = (
         f"Measured on {where}, torch {first['versions']['torch']}: {model},\nimages {first['size']}x{first['size']}, "
         f"batches of {first['batch']}, {first['nfe']} evaluations (as many below that as a method's step divides). "
