@@ -1,4 +1,4 @@
-"""Figures of the photo model's calibration: predicted against actual error, and power spectra, a panel per task."""
+"""Figures of the photo model: predicted against actual error, power spectra, and gains over the settings of a task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from posteriori.bench.tables import save_figure
 
-__all__ = ["reliability", "spectra"]
+__all__ = ["gains", "reliability", "spectra"]
 
 Figures = Mapping[str, Mapping[str, np.ndarray]]
 # Okabe and Ito's colours, told apart with any colour vision; markers and dashes tell them apart in grey.
@@ -98,4 +98,31 @@ def spectra(tasks: Figures, edges: np.ndarray, path: Path) -> None:
     figure.supxlabel(
         "frequency in cycles per pixel; dotted: half of Nyquist; grey: the target, 10 % around the truth", fontsize=10
     )
+    save_figure(figure, path, dpi=110, colours=64)
+
+
+def gains(families: Mapping[str, Mapping[float, float]], path: Path) -> None:
+    """Gain in dB against the setting, a panel per family.
+
+    Args:
+        families: title of a panel -> setting -> gain.
+        path: of the PNG.
+    """
+    plt = _pyplot()
+    across = min(len(families), 4)
+    down = -(-len(families) // across)
+    figure, panels = plt.subplots(
+        down, across, figsize=(2.9 * across, 2.3 * down + 0.3), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, (title, curve) in zip(panels.flat, families.items(), strict=False):
+        places = range(len(curve))
+        panel.plot(places, list(curve.values()), "o-", color=BLUE, ms=5, lw=1.5)
+        panel.axhline(0, color=BLACK, lw=1)
+        panel.set_xticks(places, [f"{v:g}" for v in curve])
+        panel.set_title(title, fontsize=9)
+        panel.grid(alpha=0.25)
+        panel.tick_params(labelsize=9)
+    for panel in list(panels.flat)[len(families) :]:
+        panel.set_visible(False)
+    figure.supylabel("gain over the smooth estimate, dB", fontsize=10)
     save_figure(figure, path, dpi=110, colours=64)
