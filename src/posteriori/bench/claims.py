@@ -2,7 +2,7 @@ r"""The paper's claims as named experiments, each with a verdict beside the pape
 
     python -m posteriori.bench.claims --rows runs/lfw-32-benchmark/rows.jsonl --rows runs/lfw-32-claims/rows.jsonl \
       --ablation docs/ablation.md --ablation docs/finetune.md [--cost runs/cost/rows.jsonl] \
-      --paper FILE --paper-set ffhq-64 --document docs/results/verdicts.md
+      --paper FILE --paper-set ffhq-64 --document docs/results/lfw-32/verdicts.md
 
 Nothing is measured here: rows of the image benchmark, of the cost benchmark and of the comparisons of trainings go in,
 and a table of verdicts comes out. The rules are the docstrings of the functions that judge
