@@ -195,9 +195,9 @@ def draws(count: int, seed: int) -> torch.Tensor:
 # Steps, how far the loss must fall, and how close the mean's and single samples' squared errors must come to the exact
 # ones'. Palette, which has to find the pivot by itself, starts at a loss of 37 and learns more slowly.
 LEARNED = {
-    "lfw-32": (250, 0.88, 0.0, 0.0),
-    "lfw-32-eps": (250, 0.9, 1.2, 1.15),
-    "lfw-32-palette": (400, 0.2, 1.55, 1.8),
+    "lfw-64": (250, 0.88, 0.0, 0.0),
+    "lfw-64-eps": (250, 0.9, 1.2, 1.15),
+    "lfw-64-palette": (400, 0.2, 1.55, 1.8),
     "ffhq-64-edm": (250, 0.88, 1.2, 1.15),
     "photo": (250, 0.93, 1.4, 1.35),
 }
@@ -218,7 +218,7 @@ def test_a_recipe_learns_its_posterior(name: str, pretrained: Path, tmp_path: Pa
     steps, falls, of_mean, of_sample = LEARNED[name]
     np.save(tmp_path / "a.npy", draws(4000, 0).numpy().astype(np.float32))
     recipe = shrunk(name, tmp_path, pretrained)
-    shares = {"none": 1.0} if name == "lfw-32" else {"none": 0.1, "denoise": 0.9}
+    shares = {"none": 1.0} if name == "lfw-64" else {"none": 0.1, "denoise": 0.9}
     recipe = replace(
         recipe, sources=[PhotoSource(array="a.npy", value_range=(-1.0, 1.0))], crops=[CropSize(SIDE, 32)],
         augmentation=Augmentation(1.0, flip=0.5, turn=0.0), tasks=replace(recipe.tasks, shares=shares, group=32),
@@ -228,7 +228,7 @@ def test_a_recipe_learns_its_posterior(name: str, pretrained: Path, tmp_path: Pa
     denoiser = train(recipe, tmp_path / "run", progress=False)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert np.mean(losses[-3:]) < falls * losses[0]
-    if name == "lfw-32":
+    if name == "lfw-64":
         nothing = ExactPosterior(denoiser, Nothing(), torch.zeros(96, 3, SIDE, SIDE), 0.1)
         x, expected = sample(nothing, n=1, nfe=40)[0].double(), draws(2000, 2)
         for moment in (lambda v: v.square().mean(), lambda v: (v[..., 1:] * v[..., :-1]).mean()):
