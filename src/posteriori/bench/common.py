@@ -22,6 +22,7 @@ __all__ = [
     "HalfPrecision",
     "Results",
     "markdown_table",
+    "new_document",
     "photo_files",
     "read_photo",
     "replace_between",
@@ -116,6 +117,12 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], name
     cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row] for row in rows]
     lines = [" | ".join(header), " | ".join(["---"] * names + ["---:"] * (len(header) - names))]
     return "\n".join(f"| {line} |" for line in [*lines, *map(" | ".join, cells)])
+
+
+def new_document(path: Path, *markers: str) -> None:
+    """Write a document of nothing but empty places for :func:`replace_between`, unless it is there."""
+    if not path.exists():
+        write_atomically(path, "\n".join(f"<!-- {m} -->\n<!-- /{m} -->\n" for m in markers).encode())
 
 
 def replace_between(path: str | Path, marker: str, content: str) -> None:

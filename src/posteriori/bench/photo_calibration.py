@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posteriori.bench.common import HalfPrecision, markdown_table, photo_files, replace_between, say
+from posteriori.bench.common import HalfPrecision, markdown_table, new_document, photo_files, replace_between, say
 from posteriori.bench.photo_figures import reliability, spectra
 from posteriori.bench.photos import TASKS, Problem
 from posteriori.bench.runner import Cell, Row, Rows, measure_cells
-from posteriori.checkpoint import load, read_card, write_atomically
+from posteriori.checkpoint import load, read_card
 from posteriori.denoise import NetworkDenoiser
 from posteriori.metrics import coverage
 from posteriori.posterior import ExactPosterior
@@ -244,8 +244,7 @@ def report(by_task: Mapping[str, Sequence[Row]], document: Path, figures: Path) 
         "intervals, 10 % for the power of samples in every band of half an octave up to half of Nyquist (lowest to "
         f"highest band). The last column is the power of the mean just below half of Nyquist."
     )
-    if not document.exists():
-        write_atomically(document, f"<!-- {MARKER} -->\n<!-- /{MARKER} -->\n".encode())
+    new_document(document, MARKER)
     replace_between(document, MARKER, f"{textwrap.fill(text, 120)}\n\n{table(by_task)}")
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from posteriori import noise
 from posteriori.batch import restore_all
-from posteriori.bench.common import markdown_table, replace_between, say, seed_of
+from posteriori.bench.common import markdown_table, new_document, replace_between, say, seed_of
 from posteriori.bench.photo_damage import (
     PHOTONS,
     Damaged,
@@ -307,9 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         photos.append(find_photo(args.photos, CASES[name].photo))
         rows += restore_case(name, CASES[name], photos[-1], args)
     document = args.document or args.work / "report.md"
-    if not document.exists():
-        parts = [f"<!-- {marker} -->\n<!-- /{marker} -->\n" for marker in ("photo-reality", "photo-credits")]
-        write_atomically(document, "\n".join(parts).encode())
+    new_document(document, "photo-reality", "photo-credits")
     replace_between(document, "photo-reality", table(rows))
     replace_between(document, "photo-credits", credits(photos, args.attribution))
     figures = args.figures or document.parent / "figures"

@@ -22,11 +22,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posteriori.bench.common import markdown_table, photo_files, read_photo, replace_between, say, seed_of
+from posteriori.bench.common import (
+    markdown_table,
+    new_document,
+    photo_files,
+    read_photo,
+    replace_between,
+    say,
+    seed_of,
+)
 from posteriori.bench.photo_figures import gains
 from posteriori.bench.photos import operator_for
 from posteriori.bench.runner import Cell, Row, Rows, measure_cells
-from posteriori.checkpoint import load, read_card, write_atomically
+from posteriori.checkpoint import load, read_card
 from posteriori.denoise import NetworkDenoiser
 from posteriori.metrics import psnr
 from posteriori.operators import Blur, Downsampling, GaussianBlur, Inpainting, LinearOperator, motion_kernel
@@ -158,13 +166,22 @@ def means(rows: Sequence[Row]) -> Means:
     return result
 
 
+def over_smooth(found: Means, model: str) -> dict[str, dict[float, float]]:
+    """Family -> value -> gain of a model's mean over the smooth estimate, in dB."""
+    return {
+        family: {value: by_model[model] - by_model["smooth"] for value, by_model in by_value.items()}
+        for family, by_value in found.items()
+    }
+
+
 def table(found: Means, models: Sequence[str]) -> str:
     """Every setting in Markdown: the smooth estimate and each model's mean in dB, and the first model's gain."""
+    gain = over_smooth(found, models[0])
     lines: list[list[object]] = []
     for family, by_value in found.items():
         for value, by_model in by_value.items():
-            gain = by_model[models[0]] - by_model["smooth"]
-            lines.append([NAMES[family], f"{value:g}", *(by_model[m] for m in ("smooth", *models)), f"{gain:+.2f}"])
+            shown_means = [by_model[m] for m in ("smooth", *models)]
+            lines.append([NAMES[family], f"{value:g}", *shown_means, f"{gain[family][value]:+.2f}"])
     shown = ["mean"] if len(models) == 1 else [f"mean, {m}" for m in models]
     return markdown_table(["measurement", "value", "smooth", *shown, "gain"], lines)
 
@@ -194,18 +211,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measure_cells(cells(), rows)
     found = means(rows.of(cells()))
     document = args.document or args.out / "report.md"
-    if not document.exists():
-        write_atomically(document, f"<!-- {MARKER} -->\n<!-- /{MARKER} -->\n".encode())
+    new_document(document, MARKER)
     names = list(models)
     head = (
         f"PSNR in dB over {len(files)} photos of {args.size}x{args.size} pixels (as many below that as a factor\n"
         f"divides), `sigma_y = {USUAL:g}` unless it is what varies; model `{names[0]}`."
     )
     replace_between(document, MARKER, f"{head}\n\n{table(found, names)}")
-    curves = {
-        NAMES[family]: {value: by[names[0]] - by["smooth"] for value, by in by_value.items()}
-        for family, by_value in found.items()
-    }
+    curves = {NAMES[family]: curve for family, curve in over_smooth(found, names[0]).items()}
     gains(curves, (args.figures or document.parent / "figures") / "photo-settings.png")
     say(f"\n{table(found, names)}\n\nreport: {document}")
 
