@@ -15,9 +15,12 @@ from posteriori.schedule import VE
 F64 = torch.float64
 
 
-def network(channels: tuple[int, ...] = (6, 8), blocks: tuple[int, ...] = (1, 1)) -> PhotoNet:
+Counts = tuple[int, ...]
+
+
+def network(channels: Counts = (6, 8), blocks: Counts = (1, 1), up: Counts | None = None) -> PhotoNet:
     """A small network with random weights everywhere: as initialised, its output is zero."""
-    net = PhotoNet(1, channels, blocks, embedding=16).double().requires_grad_(False)
+    net = PhotoNet(1, channels, blocks, embedding=16, up_blocks=up).double().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for p in net.parameters():
         scale = 1 / p[0].numel() ** 0.5 if p.ndim > 1 else 0.3
@@ -36,14 +39,14 @@ def run(net: PhotoNet, x: Tensor, linear: Tensor | None = None, sigma_y: float =
     return net(x, torch.full((batch,), c_noise, dtype=F64), conditioning)
 
 
-NETWORKS = [((6, 8), (1, 1)), ((4, 6, 6), (1, 2, 1)), ((6,), (2,))]
-each_network = pytest.mark.parametrize(("channels", "blocks"), NETWORKS, ids=str)
+NETWORKS = [((6, 8), (1, 1), None), ((4, 6, 6), (1, 2, 1), None), ((6,), (2,), None), ((6, 8), (1, 1), (2, 3))]
+each_network = pytest.mark.parametrize(("channels", "blocks", "up"), NETWORKS, ids=str)
 
 
 @each_network
-def test_shift_by_the_stride_commutes(channels: tuple[int, ...], blocks: tuple[int, ...]) -> None:
+def test_shift_by_the_stride_commutes(channels: Counts, blocks: Counts, up: Counts | None) -> None:
     """Tiles at another place would be restored differently: away from borders the network moves with the image."""
-    net = network(channels, blocks)
+    net = network(channels, blocks, up)
     radius, stride = net.receptive_radius, net.stride
     assert stride == 2 ** len(channels)
     size = 2 * (radius + 2 * stride + stride)
@@ -59,10 +62,10 @@ def test_shift_by_the_stride_commutes(channels: tuple[int, ...], blocks: tuple[i
 
 
 @each_network
-def test_receptive_radius(channels: tuple[int, ...], blocks: tuple[int, ...]) -> None:
+def test_receptive_radius(channels: Counts, blocks: Counts, up: Counts | None) -> None:
     """Too small a radius leaves seams between tiles, one too large costs time. The support of a pixel's gradient must
     lie within it, and reach it but for less than two strides (the grid of the coarsest level)."""
-    net = network(channels, blocks)
+    net = network(channels, blocks, up)
     radius = net.receptive_radius
     size = 2 * radius + 4 * net.stride + 1
     reach = 0
@@ -79,10 +82,10 @@ def test_receptive_radius(channels: tuple[int, ...], blocks: tuple[int, ...]) ->
 
 
 @each_network
-def test_nothing_travels_further(channels: tuple[int, ...], blocks: tuple[int, ...]) -> None:
+def test_nothing_travels_further(channels: Counts, blocks: Counts, up: Counts | None) -> None:
     """Statistics over space, of a normalisation or an attention, would let one bright pixel change the whole photo:
     outside the radius not one bit may change, whatever the pixel holds."""
-    net = network(channels, blocks)
+    net = network(channels, blocks, up)
     radius = net.receptive_radius
     x = image(1, 1, 2 * radius + 30, 2 * radius + 30)
     touched = x.clone()
@@ -159,3 +162,23 @@ def test_config_rebuilds_the_network() -> None:
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}
     with pytest.raises(ValueError, match="one entry per level"):
         PhotoNet(1, (4, 6), (1,))
+
+
+def test_deepened_is_the_same_function() -> None:
+    """Training would start from a damaged network, or new blocks that never learn: their last weights begin at 0, and
+    so must nothing else."""
+    net = network((4, 6), (1, 2))
+    deeper = net.deepened((2, 2), (1, 4)).double()
+    assert (deeper.config["blocks"], deeper.config["up_blocks"]) == ([2, 2], [1, 4])
+    assert "up_blocks" not in net.deepened((2, 2)).config
+    x = image(2, 1, 12, 20)
+    torch.testing.assert_close(run(deeper, x), run(net, x), rtol=0, atol=1e-5)  # weights are kept in float32
+    run(deeper, x).square().sum().backward()
+    new = [p for name, p in deeper.named_parameters() if name.endswith("second.weight") and not bool(p.any())]
+    assert len(new) == 3
+    assert all(p.grad is not None and bool(p.grad.any()) for p in new)
+    for fewer in ((1, 1), (1, 2, 1)):
+        with pytest.raises(ValueError, match=r"\[1, 2\]"):
+            net.deepened(fewer)
+    with pytest.raises(ValueError, match="one entry per level"):
+        PhotoNet(1, (4, 6), (1, 1), 16, up_blocks=(1,))

@@ -475,6 +475,12 @@ def test_init_starts_from_the_weights_of_a_model(photos: Path, tmp_path: Path) -
     train(second, tmp_path / "second", progress=False)
     before, after = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("first", "second"))
     assert all(torch.equal(after[k], v) for k, v in before.items())
+    deeper = {**first.network, "blocks": [1, 2], "up_blocks": [2, 1]}
+    third = recipe(photos, tmp_path, steps=1, learning_rate=0.0, weight_decay=0.0, init=str(start), network=deeper)
+    train(third, tmp_path / "deeper", progress=False)
+    grown = load_file(tmp_path / "deeper" / "model" / "model.safetensors")
+    assert set(grown) > set(before)
+    assert all(torch.equal(grown[k], v) for k, v in before.items())
     other = {"kind": "photo", "image_channels": 3, "channels": [8, 16], "blocks": [1, 1], "embedding": 16}
     for name, network in ((str(start), other), (str(tmp_path / "nowhere"), first.network)):
         with pytest.raises(RecipeError, match="init"):

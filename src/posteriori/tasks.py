@@ -6,7 +6,7 @@ Every draw is an operator with parameters of its own for each sample of a group,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -74,14 +74,24 @@ def _disk(size: int, radius: float) -> Tensor:
     return kernel / kernel.sum()
 
 
-def _inpaint(count: int, size: int, rng: Rng) -> LinearOperator:
-    rates = np.where(rng.random(count) < 0.4, 0.7, rng.uniform(0.2, 0.97, count))
+Values = Sequence[float] | None
+
+
+def _inpaint(count: int, size: int, rng: Rng, values: Values) -> LinearOperator:
+    if values:
+        rates = rng.choice(values, count)
+    else:
+        rates = np.where(rng.random(count) < 0.4, 0.7, rng.uniform(0.2, 0.97, count))
     return Inpainting(torch.stack([random_mask((size, size), r, rng) for r in rates]))
 
 
-def _box(count: int, size: int, rng: Rng) -> LinearOperator:
+def _box(count: int, size: int, rng: Rng, values: Values) -> LinearOperator:
     masks = []
     for _ in range(count):
+        if values:
+            side = int(float(rng.choice(values)) * size)
+            masks.append(box_mask((size, size), (side, side), rng))
+            continue
         if rng.random() < 0.2:
             masks.append(free_form_mask((size, size), rng))
             continue
@@ -92,26 +102,34 @@ def _box(count: int, size: int, rng: Rng) -> LinearOperator:
     return Inpainting(torch.stack(masks))
 
 
-def _sr(count: int, size: int, rng: Rng) -> LinearOperator:
-    factors = [f for f in (4, 4, 4, 4, 2, 3, 8) if size % f == 0]
+def _sr(count: int, size: int, rng: Rng, values: Values) -> LinearOperator:
+    factors = [int(f) for f in values or (4, 4, 4, 4, 2, 3, 8) if size % int(f) == 0]
+    if not factors:
+        raise ValueError(f"no factor of super-resolution among {values} divides crops of {size} pixels: change either")
     return Downsampling(int(rng.choice(factors)), "box" if rng.random() < 0.5 else "bicubic")
 
 
-def _gaussian(count: int, size: int, rng: Rng) -> LinearOperator:
+def _gaussian(count: int, size: int, rng: Rng, values: Values) -> LinearOperator:
     # A fixed set of widths, so that their factors are computed once.
     widths = np.geomspace(0.5, 6.0, 25)
-    sigmas = np.where(rng.random(count) < 0.3, 3.0, rng.choice(widths, count))
+    if values:
+        sigmas = rng.choice(values, count)
+    else:
+        sigmas = np.where(rng.random(count) < 0.3, 3.0, rng.choice(widths, count))
     return GaussianBlur([float(s) for s in sigmas])
 
 
-def _motions(count: int, size: int, rng: Rng) -> LinearOperator:
+def _motions(count: int, size: int, rng: Rng, values: Values) -> LinearOperator:
     kernels = []
     largest = min(61, size - 1 + size % 2)
     for _ in range(count):
-        if rng.random() < 0.15:
+        if values:
+            own = min(int(rng.choice(values)), largest)
+        elif rng.random() < 0.15:
             kernels.append(_disk(largest, float(rng.uniform(1, 8))))
             continue
-        own = largest if rng.random() < 0.5 or largest < 11 else int(rng.integers(4, (largest + 1) // 2)) * 2 + 1
+        else:
+            own = largest if rng.random() < 0.5 or largest < 11 else int(rng.integers(4, (largest + 1) // 2)) * 2 + 1
         kernel = torch.zeros(largest, largest)
         start = (largest - own) // 2
         kernel[start : start + own, start : start + own] = _motion(own, int(rng.integers(2000)))
@@ -119,14 +137,22 @@ def _motions(count: int, size: int, rng: Rng) -> LinearOperator:
     return Blur(torch.stack(kernels), "circular", per_sample=True)
 
 
-_DRAWS: dict[str, Callable[[int, int, Rng], LinearOperator]] = {
-    "none": lambda count, size, rng: Nothing(),
+_DRAWS: dict[str, Callable[[int, int, Rng, Values], LinearOperator]] = {
+    "none": lambda count, size, rng, values: Nothing(),
     "inpaint": _inpaint,
     "box": _box,
     "sr": _sr,
     "gaussian": _gaussian,
     "motion": _motions,
-    "denoise": lambda count, size, rng: Identity(),
+    "denoise": lambda count, size, rng, values: Identity(),
+}
+#: What the values of :attr:`TaskMixture.only` are, and between what they lie.
+_VALUES: dict[str, tuple[str, float, float]] = {
+    "inpaint": ("missing shares", 0.0, 1.0),
+    "box": ("sides of a box over the crop's", 0.0, 1.0),
+    "sr": ("factors", 1.0, 64.0),
+    "gaussian": ("widths in pixels", 0.0, 64.0),
+    "motion": ("odd lengths in pixels, 3 at least", 2.0, 1000.0),
 }
 
 
@@ -137,6 +163,9 @@ class TaskMixture:
     Attributes:
         shares: task -> share; ``"none"`` measures nothing, so that the network is also the unconditional prior.
             ``{none: 1}`` trains the prior alone.
+        only: task -> the values that its parameter takes, all alike often, where a network is for these alone:
+            missing shares of ``inpaint``, sides of a missing ``box`` (over the crop's, at random places), factors of
+            ``sr``, widths of ``gaussian`` and odd lengths of ``motion`` in pixels. Tasks left out vary as ever.
         drop: probability that a measurement is withheld whatever its task, as in classifier-free guidance: the same as
             a share of ``"none"``, for a mixture that is not to be counted again.
         sigma_y: range of the measurement noise, log-uniform, in the units of images in [-1, 1].
@@ -160,6 +189,7 @@ class TaskMixture:
     usual_share: float = 0.35
     group: int = 4
     drop: float = 0.0
+    only: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = set(self.shares) - set(_DRAWS)
@@ -169,6 +199,15 @@ class TaskMixture:
             raise ValueError(f"shares must not be negative, nor all 0, got {self.shares}")
         if not 0 < self.sigma_y[0] <= self.sigma_y[1]:
             raise ValueError(f"sigma_y must be a range [low, high] with 0 < low <= high, got {list(self.sigma_y)}")
+        for name, values in self.only.items():
+            if name not in _VALUES:
+                raise ValueError(f"only: {name!r} has no parameter to choose: choose among {', '.join(_VALUES)}")
+            what, low, high = _VALUES[name]
+            if not values or not all(low < v < high for v in values):
+                raise ValueError(f"only: {name} takes {what}, between {low:g} and {high:g}, got {values}")
+            whole, odd = name in ("sr", "motion"), name == "motion"
+            if whole and any(v != int(v) or (odd and v % 2 == 0) for v in values):
+                raise ValueError(f"only: {name} takes {what}, whole numbers, got {values}")
         if not 0 <= self.drop <= 1 or self.group < 1:
             raise ValueError(f"need 0 <= drop <= 1 and group >= 1, got {self.drop} and {self.group}")
 
@@ -187,4 +226,4 @@ class TaskMixture:
         low, high = map(math.log, self.sigma_y)
         sigma_y = np.exp(rng.uniform(low, high, count))
         sigma_y = np.where(rng.random(count) < self.usual_share, self.usual_sigma_y, sigma_y)
-        return name, _DRAWS[name](count, size, rng), torch.from_numpy(sigma_y.astype(np.float32))
+        return name, _DRAWS[name](count, size, rng, self.only.get(name)), torch.from_numpy(sigma_y.astype(np.float32))

@@ -83,6 +83,7 @@ class PhotoNet(nn.Module):
         image_channels: channels of the image.
         channels: width at 1/2, 1/4, 1/8, ... of the resolution.
         blocks: residual blocks at every level, on the way down and again on the way up.
+        up_blocks: of the way up, where they are others.
         embedding: width of the embedding of the noise levels and of how much is known.
         smooth_input: show the network the estimate of :mod:`posteriori.smooth` too, and add it to the output, with a
             gain that the network says for every pixel.
@@ -111,10 +112,12 @@ class PhotoNet(nn.Module):
         embedding: int = 256,
         smooth_input: bool = False,
         refine: bool = False,
+        up_blocks: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if len(channels) != len(blocks) or not channels:
-            raise ValueError("channels and blocks need one entry per level")
+        up_blocks = blocks if up_blocks is None else up_blocks
+        if not len(channels) == len(blocks) == len(up_blocks) or not channels:
+            raise ValueError("channels, blocks and up_blocks need one entry per level")
         if refine and not smooth_input:
             raise ValueError("refine replaces the smooth estimate by the first answer: it needs smooth_input too")
         self.config = {
@@ -124,6 +127,7 @@ class PhotoNet(nn.Module):
             "embedding": embedding,
             **({"smooth_input": True} if smooth_input else {}),
             **({"refine": True} if refine else {}),
+            **({"up_blocks": list(up_blocks)} if list(up_blocks) != list(blocks) else {}),
         }
         self.smooth_input, self.refine = smooth_input, refine
         self.widths = tuple(channels)
@@ -138,9 +142,9 @@ class PhotoNet(nn.Module):
         self.up = nn.ModuleList()
         self.shrink = nn.ModuleList()
         self.grow = nn.ModuleList()
-        for level, (width, count) in enumerate(zip(channels, blocks, strict=True)):
-            self.down.append(nn.ModuleList(_Block(width, embedding) for _ in range(count)))
-            self.up.append(nn.ModuleList(_Block(width, embedding) for _ in range(count)))
+        for level, width in enumerate(channels):
+            self.down.append(nn.ModuleList(_Block(width, embedding) for _ in range(blocks[level])))
+            self.up.append(nn.ModuleList(_Block(width, embedding) for _ in range(up_blocks[level])))
             if level + 1 < len(channels):
                 self.shrink.append(nn.Conv2d(width, channels[level + 1], 2, stride=2))
                 self.grow.append(nn.Conv2d(channels[level + 1], width * 4, 1))
@@ -159,11 +163,28 @@ class PhotoNet(nn.Module):
     def widened(self, refine: bool = False) -> PhotoNet:
         """This network with ``smooth_input``, and ``refine`` if asked for, what is new at zero weight: it answers as
         before until it is trained, and with ``refine`` takes its own answer for a smooth estimate."""
-        config: dict[str, Any] = {**self.config, "smooth_input": True, **({"refine": True} if refine else {})}
-        wide = PhotoNet(**config)
-        new = wide.state_dict()
-        wide.load_state_dict({k: torch.zeros_like(v) for k, v in new.items()} | enlarged(self.state_dict(), new))
-        return wide
+        return self._within({"smooth_input": True, **({"refine": True} if refine else {})})
+
+    def deepened(self, blocks: Sequence[int], up_blocks: Sequence[int] | None = None) -> PhotoNet:
+        """This network with more blocks, after those of every level: it answers as before until it is trained, because
+        a new block adds nothing.
+
+        Raises:
+            ValueError: when a level would have fewer blocks than it has.
+        """
+        up_blocks = blocks if up_blocks is None else up_blocks
+        for stages, counts in ((self.down, blocks), (self.up, up_blocks)):
+            own = [len(list(stage.children())) for stage in stages]
+            if len(counts) != len(own) or any(n < k for n, k in zip(counts, own, strict=True)):
+                raise ValueError(f"a deeper network has at least {own} blocks, level by level, got {list(counts)}")
+        return self._within({"blocks": list(blocks), "up_blocks": list(up_blocks)})
+
+    def _within(self, changes: dict[str, Any]) -> PhotoNet:
+        """A larger network that begins as this one: what is new has the values of a new network."""
+        larger = PhotoNet(**{**self.config, **changes})
+        new = larger.state_dict()
+        larger.load_state_dict(new | enlarged(self.state_dict(), new))
+        return larger
 
     @property
     def width_of_view(self) -> int:
@@ -179,8 +200,8 @@ class PhotoNet(nn.Module):
     def receptive_radius(self) -> int:
         """Pixels further away than this (in either axis) cannot influence an output pixel."""
         radius, scale = 1 * 2 + 2, 2  # stem and its unshuffle
-        for level, stage in enumerate(self.down):
-            radius += 2 * 2 * len(list(stage.children())) * scale  # two 3x3 convolutions a block, down and up
+        for level, stages in enumerate(zip(self.down, self.up, strict=True)):
+            radius += 2 * sum(len(list(stage.children())) for stage in stages) * scale  # two 3x3 convolutions a block
             if level + 1 < len(self.down):
                 radius += 2 * scale
             scale *= 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -69,7 +69,7 @@ def build(recipe: Recipe) -> NetworkDenoiser:
     if recipe.init:
         try:
             denoiser.backbone.load_state_dict(_widened(load(recipe.init).backbone, denoiser.backbone).state_dict())
-        except (CheckpointError, RuntimeError) as error:
+        except (CheckpointError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise RecipeError(
                 f"init: cannot start from {recipe.init!r} ({reason}): give a model with this network"
@@ -78,7 +78,7 @@ def build(recipe: Recipe) -> NetworkDenoiser:
 
 
 def _widened(start: nn.Module, target: nn.Module) -> nn.Module:
-    """The network with the inputs and outputs that only the target has, at zero weight."""
+    """The network with the inputs and outputs that only the target has at zero weight, and with as many blocks."""
     if isinstance(start, UNetBackbone) and isinstance(target, UNetBackbone) and target.conditioned > start.conditioned:
         return UNetBackbone.from_pretrained(start.network, sign=start.sign, smooth_input=target.smooth_input)
     if (
@@ -87,8 +87,10 @@ def _widened(start: nn.Module, target: nn.Module) -> nn.Module:
         and target.smooth_input > start.smooth_input
     ):
         return start.widened()
-    if isinstance(start, PhotoNet) and isinstance(target, PhotoNet) and target.width_of_view > start.width_of_view:
-        return start.widened(target.refine)
+    if isinstance(start, PhotoNet) and isinstance(target, PhotoNet):
+        wide = start.widened(target.refine) if target.width_of_view > start.width_of_view else start
+        blocks = [(n.config["blocks"], n.config.get("up_blocks")) for n in (wide, target)]
+        return wide if blocks[0] == blocks[1] else wide.deepened(*cast("Any", blocks[1]))
     return start
 
 

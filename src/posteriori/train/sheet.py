@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from posteriori.posterior import ExactPosterior
 from posteriori.recipe import Recipe
 from posteriori.sample import sample
 from posteriori.sheets import contact_sheet
-from posteriori.tasks import TaskMixture
 
 __all__ = ["Sheets"]
 
@@ -44,7 +44,7 @@ class Sheets:
         self.shown: list[tuple[str, Problem]] = []
         for name in [name for name, share in tasks.shares.items() if share > 0]:
             x_0 = photos.crops(1, size, rng)
-            one = TaskMixture({name: 1.0}, tasks.sigma_y, tasks.usual_sigma_y, tasks.usual_share)
+            one = replace(tasks, shares={name: 1.0}, drop=0.0)
             self.shown.append((name, Problem(x_0, *one.draw(1, size, rng)[1:])))
         self.problems = []
         for count in tasks.groups(LOSS_IMAGES):
