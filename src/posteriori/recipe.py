@@ -54,7 +54,7 @@ class Recipe:
         base: somebody's pretrained model to start from instead of ``network``: ``source`` and options of
             :func:`posteriori.backbones.load_pretrained`.
         init: a model of posteriori whose weights the run starts from (bundled name, folder or hub id); its network must
-            be this recipe's.
+            be this recipe's, but for blocks and inputs that are added.
         trainable: regular expressions; only parameters whose names one of them finds are trained. Empty: all.
         lora: rank of low-rank adapters on every convolution and linear layer; the layers themselves stay, but for
             what ``trainable`` finds. 0: none.
