@@ -5,12 +5,14 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from posteriori import precision as precisions
 from posteriori import tiling
 from posteriori.backbones.photo import PhotoNet
 from posteriori.conditioning import Conditioning
@@ -159,10 +161,42 @@ def test_bfloat16_is_for_processors_that_have_it(tmp_path: Path) -> None:
     assert not cpu_has_bfloat16(info)
     info.write_text("flags : fpu avx512_bf16 clzero\n")
     assert cpu_has_bfloat16(info)
-    expected = "bfloat16" if cpu_has_bfloat16() else "float32"
-    assert choose_precision(tiny_network()) == expected
     assert choose_precision(torch.nn.Conv2d(1, 1, 1)) == "float32"
     assert choose_precision(tiny_network(), "cuda") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("has", "single", "half", "chosen"),
+    [
+        (True, 2.0, 1.0, "bfloat16"),
+        (True, 1.0, 2.0, "float32"),
+        (True, 1.05, 1.0, "float32"),
+        (False, 2.0, 1.0, "float32"),
+    ],
+)
+def test_bfloat16_is_for_processors_that_are_quicker_in_it(
+    has: bool, single: float, half: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processors with half as many units for it as for float32 would be slowed down to half their speed."""
+    times = {torch.float32: single, torch.bfloat16: half}
+    monkeypatch.setattr(precisions, "cpu_has_bfloat16", lambda: has)
+    monkeypatch.setattr(precisions, "_seconds", lambda dtype: times[dtype])
+    precisions._bfloat16_speedup.cache_clear()
+    try:
+        assert choose_precision(tiny_network()) == chosen
+    finally:
+        precisions._bfloat16_speedup.cache_clear()
+
+
+def test_bfloat16_is_tried_out_in_little_time() -> None:
+    """What saves time must not take it: loading a model waits for this. And it is what a convolution of the network's
+    size takes, not the first call's preparations."""
+    precisions._bfloat16_speedup.cache_clear()
+    began = time.perf_counter()
+    speedup = precisions._bfloat16_speedup()
+    assert time.perf_counter() - began < 2  # 25 ms, were nothing else running; emulated bfloat16 is slower
+    assert 0.001 < speedup < 100
+    assert precisions._bfloat16_speedup() == speedup
 
 
 def test_reduced_precision_is_the_network_rounded() -> None:

@@ -127,7 +127,7 @@ def test_precision_is_chosen_by_the_processor(
     has: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Emulated bfloat16 would train fifty times slower than float32, in silence."""
-    monkeypatch.setattr("posteriori.train.loop.has_bfloat16", lambda device: has)
+    monkeypatch.setattr("posteriori.train.loop.prefers_bfloat16", lambda device: has)
     seen: set[torch.dtype] = set()
     hook = torch.nn.modules.module.register_module_forward_hook(
         lambda module, _, out: seen.add(out.dtype) if isinstance(module, torch.nn.Conv2d) else None

@@ -75,8 +75,8 @@ class Recipe:
             divided between processes. The run is the same either way.
         ema, ema_power: the average of the weights decays by ``min(ema, 1 - (1 + step)^-ema_power)`` a step; a power of
             0 is the constant ``ema``.
-        mixed_precision: ``"bf16"``, ``"no"``, or ``"auto"``: the former where the device multiplies bfloat16 itself
-            (emulated it is many times slower than float32).
+        mixed_precision: ``"bf16"``, ``"no"``, or ``"auto"``: the former where the device is quicker in it (emulated it
+            is many times slower than float32, and on some processors with arithmetic for it twice as slow).
         compile: compile the network with ``torch.compile``; the crop sizes are then compiled one by one.
         seed: of everything.
 

@@ -34,7 +34,7 @@ from posteriori.methods.base import METHODS, Entry
 from posteriori.metrics import coverage
 from posteriori.perceptual import FeatureNetwork, feature_network
 from posteriori.posterior import ExactPosterior
-from posteriori.precision import has_bfloat16
+from posteriori.precision import prefers_bfloat16
 from posteriori.schedule import VE
 
 __all__ = ["ImageBenchmark"]
@@ -88,7 +88,7 @@ class ImageBenchmark:
     def _precision(self) -> str:
         if self.plan.precision != "auto":
             return self.plan.precision
-        return "bfloat16" if has_bfloat16(self.device) else "float32"
+        return "bfloat16" if prefers_bfloat16(self.device) else "float32"
 
     def _denoiser(self, model: str) -> Denoiser:
         if model in self._given:

@@ -21,7 +21,7 @@ from posteriori.checkpoint import save as save_model
 from posteriori.data import Counts
 from posteriori.denoise import NetworkDenoiser
 from posteriori.objective import LossScale, eps_loss
-from posteriori.precision import has_bfloat16
+from posteriori.precision import prefers_bfloat16
 from posteriori.recipe import Recipe, RecipeError
 from posteriori.train.batches import batches, by_shape, open_photos
 from posteriori.train.monitor import Monitor, drop_lines_after
@@ -361,7 +361,7 @@ def _accelerator(recipe: Recipe, folder: Path) -> Any:
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     precision = recipe.mixed_precision
     if precision == "auto":
-        precision = "bf16" if has_bfloat16(PartialState().device) else "no"
+        precision = "bf16" if prefers_bfloat16(PartialState().device) else "no"
     return Accelerator(mixed_precision=precision, log_with=recipe.trackers or None, project_dir=str(folder))
 
 
