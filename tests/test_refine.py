@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,27 @@ def test_the_first_answer_is_shown_from_then_on() -> None:
         assert bool((told.looks == 1).all())
     posterior.mean()
     assert len(seen) == 5
+
+
+def test_every_further_look_is_at_the_last_answer() -> None:
+    """More looks would repeat the second, or start from the first answer each time: evaluations for nothing."""
+    denoiser, seen = watched(network())
+    A, y = problem()
+    posterior = po.ExactPosterior(denoiser, A, y, 0.1)
+    answers = [posterior.mean(looks=k) for k in (1, 2)]
+    seen.clear()
+    third = posterior.mean(looks=3)
+    assert len(seen) == 2  # the first is kept
+    for (_, _, told), shown in zip(seen, answers, strict=True):
+        torch.testing.assert_close(told.smooth, shown / S, rtol=0, atol=1e-12)
+        assert told.looks.tolist() == [2, 2]
+    known = posterior._known(y, denoiser.schedule.t_max)
+    assert known is not None
+    expected = posterior.denoise(*denoiser.second_look(replace(known, smooth=answers[1] / S))).mean
+    torch.testing.assert_close(third, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(posterior.mean(), answers[1], rtol=0, atol=0)  # as if nothing had been asked
+    with pytest.raises(ValueError, match="one look or more"):
+        posterior.mean(looks=0)
 
 
 def test_evaluations_are_counted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -92,18 +93,24 @@ class ExactPosterior:
         Args:
             seed: of the noise that stands for ``x_t``, of which the answer is all but independent; one number, or one
                 per measurement. A network that was trained to do without sees none (``blind_mean``).
-            looks: of a network that looks twice, how often it does: 1 is its first answer.
+            looks: of a network that looks twice, how often it does, an evaluation each: 1 is its first answer, and from
+                3 on it answers to its answer again, for which it was not trained (docs/model-photo.md says what it
+                gains). Others have one look.
 
         Raises:
-            ValueError: on as many seeds as do not fit.
+            ValueError: on as many seeds as do not fit, or fewer looks than 1.
         """
+        if looks < 1:
+            raise ValueError(f"the mean takes one look or more, got looks={looks}")
         t = self.schedule.t_max
         known = self._known(self.y, t)
         if known is not None and known.looks is not None:
-            if looks > 1:
-                return self.denoise(*self.denoiser.second_look(known)).mean
             assert known.smooth is not None
-            return known.smooth * self.denoiser.data_std
+            s = self.denoiser.data_std
+            mean = known.smooth * s
+            for _ in range(looks - 1):
+                mean = self.denoise(*self.denoiser.second_look(replace(known, smooth=mean / s))).mean
+            return mean
         rows = [torch.randn(self.shape[1:], generator=g) for g in sample_generators(seed, self.shape[0])]
         blind = self.denoiser.blind_mean
         sigma = 0.0 if blind else float(self.schedule.sigma(torch.tensor(t, dtype=torch.float64)))
