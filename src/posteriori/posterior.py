@@ -106,10 +106,10 @@ class ExactPosterior:
         known = self._known(self.y, t)
         if known is not None and known.looks is not None:
             assert known.smooth is not None
-            s = self.denoiser.data_std
-            mean = known.smooth * s
+            mean = known.smooth * self.denoiser.data_std
             for _ in range(looks - 1):
-                mean = self.denoise(*self.denoiser.second_look(replace(known, smooth=mean / s))).mean
+                mean = self.denoise(*self.denoiser.second_look(known)).mean
+                known = replace(known, smooth=mean / self.denoiser.data_std)
             return mean
         rows = [torch.randn(self.shape[1:], generator=g) for g in sample_generators(seed, self.shape[0])]
         blind = self.denoiser.blind_mean

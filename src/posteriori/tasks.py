@@ -89,7 +89,7 @@ def _box(count: int, size: int, rng: Rng, values: Values) -> LinearOperator:
     masks = []
     for _ in range(count):
         if values:
-            side = int(float(rng.choice(values)) * size)
+            side = int(rng.choice(values) * size)
             masks.append(box_mask((size, size), (side, side), rng))
             continue
         if rng.random() < 0.2:
@@ -146,13 +146,13 @@ _DRAWS: dict[str, Callable[[int, int, Rng, Values], LinearOperator]] = {
     "motion": _motions,
     "denoise": lambda count, size, rng, values: Identity(),
 }
-#: What the values of :attr:`TaskMixture.only` are, and between what they lie.
-_VALUES: dict[str, tuple[str, float, float]] = {
-    "inpaint": ("missing shares", 0.0, 1.0),
-    "box": ("sides of a box over the crop's", 0.0, 1.0),
-    "sr": ("factors", 1.0, 64.0),
-    "gaussian": ("widths in pixels", 0.0, 64.0),
-    "motion": ("odd lengths in pixels, 3 at least", 2.0, 1000.0),
+#: What the values of :attr:`TaskMixture.only` are, and which are allowed.
+_VALUES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "inpaint": ("missing shares, between 0 and 1", lambda v: 0 < v < 1),
+    "box": ("sides of a box over the crop's, between 0 and 1", lambda v: 0 < v < 1),
+    "sr": ("factors, whole numbers between 1 and 64", lambda v: 1 < v < 64 and v % 1 == 0),
+    "gaussian": ("widths in pixels, between 0 and 64", lambda v: 0 < v < 64),
+    "motion": ("odd lengths in pixels, between 2 and 1000", lambda v: 2 < v < 1000 and v % 2 == 1),
 }
 
 
@@ -202,12 +202,9 @@ class TaskMixture:
         for name, values in self.only.items():
             if name not in _VALUES:
                 raise ValueError(f"only: {name!r} has no parameter to choose: choose among {', '.join(_VALUES)}")
-            what, low, high = _VALUES[name]
-            if not values or not all(low < v < high for v in values):
-                raise ValueError(f"only: {name} takes {what}, between {low:g} and {high:g}, got {values}")
-            whole, odd = name in ("sr", "motion"), name == "motion"
-            if whole and any(v != int(v) or (odd and v % 2 == 0) for v in values):
-                raise ValueError(f"only: {name} takes {what}, whole numbers, got {values}")
+            what, allowed = _VALUES[name]
+            if not values or not all(map(allowed, values)):
+                raise ValueError(f"only: {name} takes {what}, got {values}")
         if not 0 <= self.drop <= 1 or self.group < 1:
             raise ValueError(f"need 0 <= drop <= 1 and group >= 1, got {self.drop} and {self.group}")
 

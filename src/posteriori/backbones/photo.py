@@ -131,6 +131,7 @@ class PhotoNet(nn.Module):
         }
         self.smooth_input, self.refine = smooth_input, refine
         self.widths = tuple(channels)
+        self.blocks = tuple(blocks), tuple(up_blocks)
         self.register_buffer("frequencies", torch.exp(torch.linspace(math.log(0.25), math.log(16.0), 16)))
         self.embed = nn.Sequential(nn.Linear(96, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
         # what the embedding is told of the looks before
@@ -143,8 +144,8 @@ class PhotoNet(nn.Module):
         self.shrink = nn.ModuleList()
         self.grow = nn.ModuleList()
         for level, width in enumerate(channels):
-            self.down.append(nn.ModuleList(_Block(width, embedding) for _ in range(blocks[level])))
-            self.up.append(nn.ModuleList(_Block(width, embedding) for _ in range(up_blocks[level])))
+            for stages, counts in ((self.down, blocks), (self.up, up_blocks)):
+                stages.append(nn.ModuleList(_Block(width, embedding) for _ in range(counts[level])))
             if level + 1 < len(channels):
                 self.shrink.append(nn.Conv2d(width, channels[level + 1], 2, stride=2))
                 self.grow.append(nn.Conv2d(channels[level + 1], width * 4, 1))
@@ -163,7 +164,7 @@ class PhotoNet(nn.Module):
     def widened(self, refine: bool = False) -> PhotoNet:
         """This network with ``smooth_input``, and ``refine`` if asked for, what is new at zero weight: it answers as
         before until it is trained, and with ``refine`` takes its own answer for a smooth estimate."""
-        return self._within({"smooth_input": True, **({"refine": True} if refine else {})})
+        return self._enlarged({"smooth_input": True, **({"refine": True} if refine else {})})
 
     def deepened(self, blocks: Sequence[int], up_blocks: Sequence[int] | None = None) -> PhotoNet:
         """This network with more blocks, after those of every level: it answers as before until it is trained, because
@@ -173,13 +174,12 @@ class PhotoNet(nn.Module):
             ValueError: when a level would have fewer blocks than it has.
         """
         up_blocks = blocks if up_blocks is None else up_blocks
-        for stages, counts in ((self.down, blocks), (self.up, up_blocks)):
-            own = [len(list(stage.children())) for stage in stages]
+        for own, counts in zip(self.blocks, (blocks, up_blocks), strict=True):
             if len(counts) != len(own) or any(n < k for n, k in zip(counts, own, strict=True)):
-                raise ValueError(f"a deeper network has at least {own} blocks, level by level, got {list(counts)}")
-        return self._within({"blocks": list(blocks), "up_blocks": list(up_blocks)})
+                raise ValueError(f"blocks are at least {list(own)}, level by level, got {list(counts)}")
+        return self._enlarged({"blocks": list(blocks), "up_blocks": list(up_blocks)})
 
-    def _within(self, changes: dict[str, Any]) -> PhotoNet:
+    def _enlarged(self, changes: dict[str, Any]) -> PhotoNet:
         """A larger network that begins as this one: what is new has the values of a new network."""
         larger = PhotoNet(**{**self.config, **changes})
         new = larger.state_dict()
@@ -200,8 +200,8 @@ class PhotoNet(nn.Module):
     def receptive_radius(self) -> int:
         """Pixels further away than this (in either axis) cannot influence an output pixel."""
         radius, scale = 1 * 2 + 2, 2  # stem and its unshuffle
-        for level, stages in enumerate(zip(self.down, self.up, strict=True)):
-            radius += 2 * sum(len(list(stage.children())) for stage in stages) * scale  # two 3x3 convolutions a block
+        for level, (down, up) in enumerate(zip(*self.blocks, strict=True)):
+            radius += 2 * (down + up) * scale  # two 3x3 convolutions a block
             if level + 1 < len(self.down):
                 radius += 2 * scale
             scale *= 2

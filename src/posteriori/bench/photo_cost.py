@@ -96,7 +96,8 @@ def table(rows: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
     first = rows[0][2]
     lines = []
     for name, network, found in rows:
-        shape = f"{'-'.join(map(str, network['channels']))}; {'-'.join(map(str, network['blocks']))}"
+        sizes = ["-".join(map(str, network.get(k, ()))) for k in ("channels", "blocks", "up_blocks")]
+        shape = f"{sizes[0]}; {sizes[1]}" + (f", up {sizes[2]}" if sizes[2] else "")
         times = [f"{found[k]:.2f} ({found[k] / first[k]:.2f})" for k in ("evaluation", "evaluation_float32", "step")]
         lines.append([name, shape, f"{found['parameters'] / 1e6:.1f}", found["reach"], *times])
     header = ["network", "widths; blocks", "parameters, M", "reach, pixels", "evaluation, bfloat16",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from posteriori.backbones.photo import PhotoNet
 from posteriori.backbones.unet import UNetBackbone
-from posteriori.checkpoint import CheckpointError, build_denoiser, load
+from posteriori.checkpoint import build_denoiser, load
 from posteriori.denoise import NetworkDenoiser
 from posteriori.recipe import Recipe, RecipeError
 
@@ -69,7 +69,7 @@ def build(recipe: Recipe) -> NetworkDenoiser:
     if recipe.init:
         try:
             denoiser.backbone.load_state_dict(_widened(load(recipe.init).backbone, denoiser.backbone).state_dict())
-        except (CheckpointError, RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise RecipeError(
                 f"init: cannot start from {recipe.init!r} ({reason}): give a model with this network"
@@ -89,8 +89,7 @@ def _widened(start: nn.Module, target: nn.Module) -> nn.Module:
         return start.widened()
     if isinstance(start, PhotoNet) and isinstance(target, PhotoNet):
         wide = start.widened(target.refine) if target.width_of_view > start.width_of_view else start
-        blocks = [(n.config["blocks"], n.config.get("up_blocks")) for n in (wide, target)]
-        return wide if blocks[0] == blocks[1] else wide.deepened(*cast("Any", blocks[1]))
+        return wide if wide.blocks == target.blocks else wide.deepened(*target.blocks)
     return start
 
 
